@@ -1,0 +1,408 @@
+//! Container to wire: one batch of frames from a port becomes few system calls on the underlay.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+use super::counters::{NetworkCounters, UnderlayCounters};
+use super::ingress::write_plain;
+use super::Network;
+use crate::egress::{decide, Egress, ReplyBuffer};
+use crate::io::{Area, FrameBatch, Memory, Message, Piece, Port, Underlay};
+use crate::io::{MAX_MESSAGE_BYTES, MAX_SEGMENTS};
+use crate::offload::{complete_checksum, Segments};
+use crate::wire::virtio::VnetHdr;
+use crate::wire::{flow_hash, vxlan, Vni};
+use crate::DropReason;
+
+/// What is handed to the underlay at once, at most.
+const MAX_MESSAGES: usize = 256;
+const MAX_PIECES: usize = 2048;
+/// Room for the headers of segments; a message's worth and far more.
+const HEADER_BYTES: usize = 128 * 1024;
+
+/// A message and the socket that sends it.
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    socket: usize,
+    message: Message,
+}
+
+/// Memory for frames on their way out. Allocated once.
+#[derive(Debug)]
+pub(super) struct EgressPath {
+    batch: FrameBatch,
+    reply: ReplyBuffer,
+    out: Outbox,
+}
+
+impl EgressPath {
+    pub fn new(destination_port: u16) -> Self {
+        Self {
+            batch: FrameBatch::default(),
+            reply: ReplyBuffer::new(),
+            out: Outbox::new(destination_port),
+        }
+    }
+
+    /// Reads a batch from a port. Errors as [`Port::read_batch`] has them.
+    pub fn fill(&mut self, port: &impl Port) -> io::Result<()> {
+        self.batch.clear();
+        port.read_batch(&mut self.batch)
+    }
+
+    /// Sends the batch on, frame by frame in order; what fails is counted.
+    pub fn forward<U: Underlay>(
+        &mut self,
+        network: &Network,
+        worker: usize,
+        port: &impl Port,
+        underlay: &mut U,
+        sockets: &UnderlayCounters,
+        now_ns: u64,
+    ) {
+        let Self { batch, reply, out } = self;
+        let counters = network.counters(worker);
+        let tables = network.snapshot();
+        let vni = network.config().vni;
+        let mut wire = Wire {
+            underlay,
+            counters,
+            sockets,
+        };
+        for index in 0..batch.len() {
+            let outcome = match inspect(batch, index) {
+                Err(reason) => Err(reason),
+                Ok((header, frame)) => match decide(frame, &tables, reply) {
+                    Egress::Unicast { vtep } => {
+                        out.push(batch, index, &header, vni, &[vtep], &mut wire)
+                    }
+                    Egress::Flood { vteps } if is_admitted(network, &header, frame, now_ns) => {
+                        let copies = out.push(batch, index, &header, vni, vteps, &mut wire);
+                        copies.inspect(|&copies| counters.flood_frames.add(copies))
+                    }
+                    Egress::Flood { .. } => Err(DropReason::FloodRate),
+                    Egress::Reply => write_plain(port, reply.frame())
+                        .inspect(|()| counters.replies.add(1))
+                        .map(|()| 0),
+                    Egress::Drop(reason) => Err(reason),
+                },
+            };
+            if let Err(reason) = outcome {
+                counters.egress_drops.add(reason, 1);
+            }
+        }
+        out.flush(batch, &mut wire);
+    }
+}
+
+/// Whether the flood limiter lets a frame pass; a super-frame is as many as it has segments.
+fn is_admitted(network: &Network, header: &VnetHdr, frame: &[u8], now_ns: u64) -> bool {
+    let frames = match Segments::new(header, frame) {
+        Ok(segments) if header.is_gso() => segments.remaining(),
+        _ => 1,
+    };
+    (0..frames).all(|_| network.limiter().admit(now_ns))
+}
+
+/// Splits what the port gave into header and frame.
+fn inspect(batch: &FrameBatch, index: usize) -> Result<(VnetHdr, &[u8]), DropReason> {
+    if batch.is_cut(index) {
+        return Err(DropReason::FrameTooBig);
+    }
+    let slot = batch.slot(index);
+    let header = VnetHdr::parse(slot).map_err(|_| DropReason::FrameMalformed)?;
+    Ok((header, &slot[FrameBatch::FRAME_OFFSET..]))
+}
+
+/// Datagrams that wait to be sent with one call per socket.
+#[derive(Debug)]
+struct Outbox {
+    destination_port: u16,
+    /// Whether the kernel takes several datagrams as one message (UDP_SEGMENT).
+    segmentation: bool,
+    headers: Vec<u8>,
+    headers_used: usize,
+    pieces: Vec<Piece>,
+    queued: Vec<Queued>,
+    messages: Vec<Message>,
+}
+
+impl Outbox {
+    fn new(destination_port: u16) -> Self {
+        Self {
+            destination_port,
+            segmentation: true,
+            headers: vec![0; HEADER_BYTES],
+            headers_used: 0,
+            pieces: Vec::with_capacity(MAX_PIECES),
+            queued: Vec::with_capacity(MAX_MESSAGES),
+            messages: Vec::with_capacity(MAX_MESSAGES),
+        }
+    }
+
+    /// Queues frame `index` of the batch for each VTEP; returns the number of datagrams.
+    fn push<U: Underlay>(
+        &mut self,
+        batch: &mut FrameBatch,
+        index: usize,
+        header: &VnetHdr,
+        vni: Vni,
+        vteps: &[IpAddr],
+        wire: &mut Wire<'_, U>,
+    ) -> Result<u64, DropReason> {
+        let frame = &mut batch.slot_mut(index)[FrameBatch::FRAME_OFFSET..];
+        let hash = u64::from(flow_hash(frame));
+        // Scales the hash to the number of sockets.
+        let socket = ((hash * wire.underlay.send_sockets() as u64) >> 32) as usize;
+        if header.is_gso() {
+            return self.push_segments(batch, index, header, vni, vteps, socket, wire);
+        }
+        complete_checksum(header, frame)?;
+        let slot = batch.slot_mut(index);
+        let len = slot.len();
+        // The virtio-net header has been read; the VXLAN header takes its place.
+        let start = vxlan::emit(vni, &mut slot[..FrameBatch::FRAME_OFFSET])
+            .map_err(|_| DropReason::FrameMalformed)?;
+        let datagram = Piece {
+            area: Area::Frames,
+            offset: (FrameBatch::slot_offset(index) + start) as u32,
+            len: (len - start) as u32,
+        };
+        for &vtep in vteps {
+            if !self.has_room(0) {
+                self.flush(batch, wire);
+            }
+            self.queue(&[datagram], vtep, socket);
+        }
+        Ok(vteps.len() as u64)
+    }
+
+    /// Cuts a super-frame into the segments that the container's stack left to us.
+    #[allow(clippy::too_many_arguments)]
+    fn push_segments<U: Underlay>(
+        &mut self,
+        batch: &FrameBatch,
+        index: usize,
+        header: &VnetHdr,
+        vni: Vni,
+        vteps: &[IpAddr],
+        socket: usize,
+        wire: &mut Wire<'_, U>,
+    ) -> Result<u64, DropReason> {
+        let frame = &batch.slot(index)[FrameBatch::FRAME_OFFSET..];
+        let frame_offset = FrameBatch::slot_offset(index) + FrameBatch::FRAME_OFFSET;
+        let whole = Segments::new(header, frame)?;
+        let need = vxlan::HEADER_LEN + whole.header_len();
+        let mut count = 0;
+        for &vtep in vteps {
+            let mut segments = whole.clone();
+            loop {
+                if !self.has_room(need) {
+                    self.flush(batch, wire);
+                }
+                let room = &mut self.headers[self.headers_used..];
+                let Some((header_len, payload)) =
+                    segments.next_into(&mut room[vxlan::HEADER_LEN..])
+                else {
+                    break;
+                };
+                room[..vxlan::HEADER_LEN].copy_from_slice(&vxlan::header(vni));
+                let header = Piece {
+                    area: Area::Headers,
+                    offset: self.headers_used as u32,
+                    len: (vxlan::HEADER_LEN + header_len) as u32,
+                };
+                let payload = Piece {
+                    area: Area::Frames,
+                    offset: (frame_offset + payload.start) as u32,
+                    len: payload.len() as u32,
+                };
+                self.headers_used += header.len as usize;
+                self.queue(&[header, payload], vtep, socket);
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Whether one more datagram fits, with `header_bytes` of headers.
+    fn has_room(&self, header_bytes: usize) -> bool {
+        self.queued.len() < MAX_MESSAGES
+            && self.pieces.len() + 2 <= MAX_PIECES
+            && self.headers_used + header_bytes <= HEADER_BYTES
+    }
+
+    /// Queues one datagram; it joins the one before it if the kernel can cut both from one message.
+    fn queue(&mut self, pieces: &[Piece], vtep: IpAddr, socket: usize) {
+        let bytes: u32 = pieces.iter().map(|piece| piece.len).sum();
+        let destination = SocketAddr::new(vtep, self.destination_port);
+        let first_piece = self.pieces.len() as u32;
+        self.pieces.extend_from_slice(pieces);
+        if self.segmentation {
+            if let Some(last) = self.queued.last_mut().filter(|last| last.socket == socket) {
+                let last = &mut last.message;
+                let all_equal = last.bytes == u32::from(last.segment) * u32::from(last.segments);
+                if last.destination == destination
+                    && all_equal
+                    && bytes <= u32::from(last.segment)
+                    && last.segments < MAX_SEGMENTS
+                    && last.bytes + bytes <= MAX_MESSAGE_BYTES
+                {
+                    last.pieces += pieces.len() as u32;
+                    last.bytes += bytes;
+                    last.segments += 1;
+                    return;
+                }
+            }
+        }
+        let message = Message {
+            destination,
+            first_piece,
+            pieces: pieces.len() as u32,
+            bytes,
+            // No frame that fits its slot is longer.
+            segment: u16::try_from(bytes).unwrap_or(u16::MAX),
+            segments: 1,
+        };
+        self.queued.push(Queued { socket, message });
+    }
+
+    /// Sends all that is queued.
+    fn flush<U: Underlay>(&mut self, batch: &FrameBatch, wire: &mut Wire<'_, U>) {
+        // Within a socket, and so within a flow, the order stays.
+        self.queued
+            .sort_unstable_by_key(|queued| (queued.socket, queued.message.first_piece));
+        for group in self.queued.chunk_by(|a, b| a.socket == b.socket) {
+            self.messages.clear();
+            self.messages
+                .extend(group.iter().map(|queued| queued.message));
+            let load = Load {
+                socket: group[0].socket,
+                memory: Memory {
+                    frames: batch.memory(),
+                    headers: &self.headers,
+                },
+                pieces: &self.pieces,
+            };
+            wire.send(&load, &self.messages, &mut self.segmentation);
+        }
+        self.queued.clear();
+        self.pieces.clear();
+        self.headers_used = 0;
+    }
+}
+
+/// What the messages of one socket consist of.
+#[derive(Clone, Copy)]
+struct Load<'a> {
+    socket: usize,
+    memory: Memory<'a>,
+    pieces: &'a [Piece],
+}
+
+/// The underlay, with the counters of what happens to it.
+struct Wire<'a, U> {
+    underlay: &'a mut U,
+    counters: &'a NetworkCounters,
+    sockets: &'a UnderlayCounters,
+}
+
+impl<U: Underlay> Wire<'_, U> {
+    /// Sends messages in order and counts; returns how many datagrams were sent.
+    fn send(&mut self, load: &Load<'_>, messages: &[Message], segmentation: &mut bool) -> u64 {
+        let mut rest = messages;
+        let mut sent = 0;
+        while let Some(first) = rest.first() {
+            self.sockets.sent_syscalls.add(1);
+            let result = self
+                .underlay
+                .send_batch(load.socket, load.memory, load.pieces, rest);
+            let done = match result {
+                Ok(taken) => {
+                    let taken = taken.clamp(1, rest.len());
+                    sent += self.count_sent(&rest[..taken]);
+                    taken
+                }
+                Err(error) if first.segments > 1 && may_refuse_segmentation(&error) => {
+                    sent += self.send_cut(load, first, segmentation);
+                    1
+                }
+                Err(error) => {
+                    let reason = reason_of(&error);
+                    // A full socket is full for those behind, too.
+                    let full = reason == DropReason::UnderlayFull;
+                    let dropped = if full { rest } else { &rest[..1] };
+                    self.counters
+                        .egress_drops
+                        .add(reason, datagrams_of(dropped));
+                    dropped.len()
+                }
+            };
+            rest = &rest[done..];
+        }
+        sent
+    }
+
+    /// Sends the datagrams of one message by themselves, after the kernel refused to cut it.
+    ///
+    /// If that goes well, it was the cutting, and it is not asked for again.
+    fn send_cut(&mut self, load: &Load<'_>, message: &Message, segmentation: &mut bool) -> u64 {
+        let mut cut = [*message; MAX_SEGMENTS as usize];
+        let mut count = 0;
+        let mut next_piece = message.first_piece;
+        let end = message.first_piece + message.pieces;
+        while next_piece < end && count < cut.len() {
+            let datagram = &mut cut[count];
+            datagram.first_piece = next_piece;
+            datagram.bytes = 0;
+            // Datagrams begin where pieces begin: that is how `queue` builds messages.
+            while next_piece < end && datagram.bytes < u32::from(message.segment) {
+                datagram.bytes += load.pieces[next_piece as usize].len;
+                next_piece += 1;
+            }
+            datagram.pieces = next_piece - datagram.first_piece;
+            // Not more than that of the whole.
+            datagram.segment = datagram.bytes as u16;
+            datagram.segments = 1;
+            count += 1;
+        }
+        let sent = self.send(load, &cut[..count], &mut false);
+        if sent == u64::from(message.segments) {
+            *segmentation = false;
+        }
+        sent
+    }
+
+    fn count_sent(&self, messages: &[Message]) -> u64 {
+        let datagrams = datagrams_of(messages);
+        let bytes: u64 = messages.iter().map(|m| u64::from(m.bytes)).sum();
+        self.sockets.sent_batches.add(1);
+        self.sockets.sent_datagrams.add(datagrams);
+        self.sockets.sent_bytes.add(bytes);
+        self.counters.egress_frames.add(datagrams);
+        self.counters
+            .egress_bytes
+            .add(bytes - datagrams * vxlan::HEADER_LEN as u64);
+        datagrams
+    }
+}
+
+fn datagrams_of(messages: &[Message]) -> u64 {
+    messages.iter().map(|m| u64::from(m.segments)).sum()
+}
+
+/// Whether the error can mean that the kernel cannot cut messages, here or at all.
+fn may_refuse_segmentation(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EIO | libc::EINVAL | libc::ENOPROTOOPT | libc::EMSGSIZE)
+    )
+}
+
+fn reason_of(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN) => DropReason::UnderlayFull,
+        Some(libc::EMSGSIZE) => DropReason::UnderlayMtu,
+        _ => DropReason::UnderlayError,
+    }
+}

@@ -1,0 +1,235 @@
+//! Wire to container: one batch of datagrams becomes writes to the ports.
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+use arc_swap::Guard;
+
+use super::counters::{NetworkCounters, UnderlayCounters};
+use super::lane::Writer;
+use super::Network;
+use crate::ingress::{decide, Ingress};
+use crate::io::{Port, Underlay};
+use crate::offload::{unfinished, Coalescer, Output, MAX_PIECES};
+use crate::table::Tables;
+use crate::wire::virtio::VnetHdr;
+use crate::wire::{vxlan, Vni};
+use crate::DropReason;
+
+/// virtio-net header, headers and payloads of a joined frame, at most.
+const MAX_SLICES: usize = 2 + MAX_PIECES;
+
+/// Where a frame lies in the batch.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    message: u32,
+    offset: u32,
+    len: u32,
+}
+
+/// Memory for frames on their way in. Allocated once.
+#[derive(Debug)]
+pub(super) struct IngressPath {
+    coalescer: Coalescer<Place>,
+}
+
+/// The network that the datagrams just now belong to.
+struct Current<'a, P> {
+    vni: Vni,
+    writer: &'a Writer<P>,
+    tables: Guard<Arc<Tables>>,
+    counters: &'a NetworkCounters,
+}
+
+impl IngressPath {
+    pub fn new() -> Self {
+        Self {
+            coalescer: Coalescer::new(),
+        }
+    }
+
+    /// Gives the `messages` that the underlay has received to the ports; what fails is counted.
+    pub fn deliver<P: Port, U: Underlay>(
+        &mut self,
+        messages: usize,
+        worker: usize,
+        underlay: &U,
+        writers: &AHashMap<Vni, Writer<P>>,
+        sockets: &UnderlayCounters,
+        mut lost: impl FnMut(&Arc<Network>),
+    ) {
+        let mut current: Option<Current<'_, P>> = None;
+        for message in 0..messages {
+            let Some(received) = underlay.received(message) else {
+                sockets.drops.add(DropReason::Truncated, 1);
+                continue;
+            };
+            if received.truncated || received.payload.is_empty() {
+                sockets.drops.add(DropReason::Truncated, 1);
+                continue;
+            }
+            let source = received.source.to_canonical();
+            sockets.received_bytes.add(received.payload.len() as u64);
+            for (index, datagram) in received.payload.chunks(received.segment).enumerate() {
+                sockets.received_datagrams.add(1);
+                let vni = match vxlan::parse(datagram) {
+                    Ok(vni) => vni,
+                    Err(error) => {
+                        sockets.drops.add(error.into(), 1);
+                        continue;
+                    }
+                };
+                if current.as_ref().is_none_or(|current| current.vni != vni) {
+                    if let Some(before) = current.take() {
+                        self.flush(&before, underlay, &mut lost);
+                    }
+                    current = writers.get(&vni).map(|writer| Current {
+                        vni,
+                        writer,
+                        tables: writer.network.snapshot(),
+                        counters: writer.network.counters(worker),
+                    });
+                }
+                let Some(current) = &current else {
+                    sockets.drops.add(DropReason::VniUnknown, 1);
+                    continue;
+                };
+                let frame = &datagram[vxlan::HEADER_LEN..];
+                if let Ingress::Drop(reason) = decide(frame, source, &current.tables) {
+                    current.counters.ingress_drops.add(reason, 1);
+                    continue;
+                }
+                if current.writer.network.is_too_big(frame) {
+                    // What came before it goes first.
+                    self.flush(current, underlay, &mut lost);
+                    current.write_big(frame, &mut lost);
+                    continue;
+                }
+                let place = Place {
+                    message: message as u32,
+                    offset: (index * received.segment + vxlan::HEADER_LEN) as u32,
+                    len: frame.len() as u32,
+                };
+                self.coalescer.push(frame, place, |output| {
+                    current.write(&output, underlay, &mut lost);
+                });
+            }
+        }
+        if let Some(last) = current {
+            self.flush(&last, underlay, &mut lost);
+        }
+    }
+
+    fn flush<P: Port, U: Underlay>(
+        &mut self,
+        current: &Current<'_, P>,
+        underlay: &U,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) {
+        self.coalescer
+            .flush(|output| current.write(&output, underlay, lost));
+    }
+}
+
+impl<P: Port> Current<'_, P> {
+    /// Gives the port a frame that is longer than the MTU, if it is a super-frame.
+    fn write_big(&self, frame: &[u8], lost: &mut impl FnMut(&Arc<Network>)) {
+        let Some(header) = unfinished(frame, self.mtu_bytes()) else {
+            self.counters.ingress_drops.add(DropReason::FrameTooBig, 1);
+            return;
+        };
+        let header = header.emit();
+        let slices = [IoSlice::new(&header), IoSlice::new(frame)];
+        let result = self.writer.port.write_frame(&slices);
+        self.count(result, 1, frame.len() as u64, lost);
+    }
+
+    /// Gives the port one frame, joined or as it came.
+    fn write<U: Underlay>(
+        &self,
+        output: &Output<'_, Place>,
+        underlay: &U,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) {
+        let bytes_at = |place: Place, range: Range<usize>| {
+            let payload = underlay
+                .received(place.message as usize)
+                .map_or(&[][..], |received| received.payload);
+            let start = place.offset as usize;
+            payload
+                .get(start + range.start..start + range.end)
+                .unwrap_or_default()
+        };
+        let (result, frames, bytes) = match output {
+            Output::Single(place) => {
+                let frame = bytes_at(*place, 0..place.len as usize);
+                let header = unfinished(frame, self.mtu_bytes()).unwrap_or(VnetHdr::NONE);
+                let header = header.emit();
+                let slices = [IoSlice::new(&header), IoSlice::new(frame)];
+                let result = self.writer.port.write_frame(&slices);
+                (result, 1, u64::from(place.len))
+            }
+            Output::Joined(joined) => {
+                let vnet = joined.vnet.emit();
+                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+                slices[0] = IoSlice::new(&vnet);
+                slices[1] = IoSlice::new(joined.header);
+                let mut bytes = 0;
+                for (slice, piece) in slices[2..].iter_mut().zip(joined.pieces) {
+                    let range = piece.payload.start as usize..piece.payload.end as usize;
+                    *slice = IoSlice::new(bytes_at(piece.handle, range));
+                    bytes += u64::from(piece.handle.len);
+                }
+                let used = joined.pieces.len() + 2;
+                debug_assert!(used <= MAX_SLICES, "the coalescer keeps to its limit");
+                let result = self
+                    .writer
+                    .port
+                    .write_frame(&slices[..used.min(MAX_SLICES)]);
+                (result, joined.pieces.len() as u64, bytes)
+            }
+        };
+        self.count(result, frames, bytes, lost);
+    }
+
+    fn count(
+        &self,
+        result: io::Result<()>,
+        frames: u64,
+        bytes: u64,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) {
+        match result {
+            Ok(()) => {
+                self.counters.ingress_frames.add(frames);
+                self.counters.ingress_bytes.add(bytes);
+            }
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::EBADFD) {
+                    lost(&self.writer.network);
+                }
+                self.counters.ingress_drops.add(reason_of(&error), frames);
+            }
+        }
+    }
+
+    fn mtu_bytes(&self) -> usize {
+        self.writer.network.config().mtu_bytes as usize
+    }
+}
+
+/// Gives a port one whole frame that asks for no offload.
+pub(super) fn write_plain(port: &impl Port, frame: &[u8]) -> Result<(), DropReason> {
+    let header = VnetHdr::NONE.emit();
+    port.write_frame(&[IoSlice::new(&header), IoSlice::new(frame)])
+        .map_err(|error| reason_of(&error))
+}
+
+fn reason_of(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::PortFull,
+        _ => DropReason::PortDown,
+    }
+}

@@ -1,0 +1,179 @@
+//! One worker's share of the forwarding, without its thread: what to do when something is ready.
+//!
+//! Generic over [`Port`] and [`Underlay`], so that tests drive it over memory and force the order.
+
+use std::io;
+use std::sync::Arc;
+
+use ahash::AHashMap;
+
+use super::counters::{sum_underlay, UnderlayCounters, UnderlayStats};
+use super::egress::EgressPath;
+use super::ingress::IngressPath;
+use super::Network;
+use crate::io::{Port, Underlay};
+use crate::wire::Vni;
+
+/// What a round has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Round {
+    /// Something was moved; there may be more.
+    Moved,
+    /// Nothing waited.
+    Idle,
+    /// An error of this one call, perhaps of what waited; the next call may do better.
+    Failed,
+    /// The port was deleted; nothing will ever come from it again.
+    Lost,
+}
+
+/// A worker's ports, sockets and memory.
+#[derive(Debug)]
+pub struct Lane<P, U> {
+    pub(super) worker: usize,
+    pub(super) underlay: U,
+    pub(super) counters: Arc<UnderlayCounters>,
+    /// By token; None once removed. Tokens are used again.
+    readers: Vec<Option<Reader<P>>>,
+    pub(super) writers: AHashMap<Vni, Writer<P>>,
+    egress: EgressPath,
+    ingress: IngressPath,
+}
+
+/// A queue that this worker reads.
+#[derive(Debug)]
+struct Reader<P> {
+    network: Arc<Network>,
+    port: P,
+}
+
+/// The queue that this worker writes a network's frames to.
+#[derive(Debug)]
+pub(super) struct Writer<P> {
+    pub network: Arc<Network>,
+    pub port: P,
+}
+
+impl<P: Port, U: Underlay> Lane<P, U> {
+    /// Makes the lane of worker number `worker`, which sends to UDP port `destination_port`.
+    #[must_use]
+    pub fn new(worker: usize, underlay: U, destination_port: u16) -> Self {
+        Self {
+            worker,
+            underlay,
+            counters: Arc::default(),
+            readers: Vec::new(),
+            writers: AHashMap::new(),
+            egress: EgressPath::new(destination_port),
+            ingress: IngressPath::new(),
+        }
+    }
+
+    /// Forwards for a network: reads `queues`, whose tokens it returns, and writes to `writer`.
+    ///
+    /// A network with that VNI must have been detached before.
+    pub fn attach(&mut self, network: &Arc<Network>, queues: Vec<P>, writer: P) -> Vec<usize> {
+        self.writers.insert(
+            network.config().vni,
+            Writer {
+                network: Arc::clone(network),
+                port: writer,
+            },
+        );
+        let readers = queues.into_iter().map(|port| Reader {
+            network: Arc::clone(network),
+            port,
+        });
+        let mut tokens = Vec::new();
+        for reader in readers {
+            let free = self.readers.iter().position(Option::is_none);
+            let token = free.unwrap_or_else(|| {
+                self.readers.push(None);
+                self.readers.len() - 1
+            });
+            self.readers[token] = Some(reader);
+            tokens.push(token);
+        }
+        tokens
+    }
+
+    /// Forgets a network; returns the queues that were read for it.
+    pub fn detach(&mut self, vni: Vni) -> Vec<P> {
+        self.writers.remove(&vni);
+        self.readers
+            .iter_mut()
+            .filter_map(|slot| slot.take_if(|reader| reader.network.config().vni == vni))
+            .map(|reader| reader.port)
+            .collect()
+    }
+
+    /// The queue behind a token, with its network.
+    #[must_use]
+    pub fn reader(&self, token: usize) -> Option<(&P, &Arc<Network>)> {
+        let reader = self.readers.get(token)?.as_ref()?;
+        Some((&reader.port, &reader.network))
+    }
+
+    /// Stops reading the queue behind a token.
+    pub fn remove_reader(&mut self, token: usize) {
+        if let Some(slot) = self.readers.get_mut(token) {
+            *slot = None;
+        }
+    }
+
+    /// Container to wire: moves one batch from the queue behind `token`.
+    ///
+    /// `now_ns` is the time on a clock that does not go back, for the flood limiter.
+    pub fn egress_round(&mut self, token: usize, now_ns: u64) -> Round {
+        let Some(Some(reader)) = self.readers.get(token) else {
+            return Round::Idle;
+        };
+        match self.egress.fill(&reader.port) {
+            Ok(()) => {}
+            Err(error) => return outcome_of(&error),
+        }
+        self.egress.forward(
+            &reader.network,
+            self.worker,
+            &reader.port,
+            &mut self.underlay,
+            &self.counters,
+            now_ns,
+        );
+        Round::Moved
+    }
+
+    /// Wire to container: moves one batch from the underlay. `lost` hears of ports found deleted.
+    pub fn ingress_round(&mut self, lost: impl FnMut(&Arc<Network>)) -> Round {
+        self.counters.received_syscalls.add(1);
+        let messages = match self.underlay.recv_batch() {
+            Ok(messages) => messages,
+            Err(error) => return outcome_of(&error),
+        };
+        self.counters.received_batches.add(1);
+        self.ingress.deliver(
+            messages,
+            self.worker,
+            &self.underlay,
+            &self.writers,
+            &self.counters,
+            lost,
+        );
+        Round::Moved
+    }
+
+    /// Reads the counters of the sockets.
+    #[must_use]
+    pub fn underlay_stats(&self) -> UnderlayStats {
+        sum_underlay([&*self.counters])
+    }
+}
+
+/// EBADFD means a deleted TAP; other errors are those of one call, and over with its report.
+fn outcome_of(error: &io::Error) -> Round {
+    match error.raw_os_error() {
+        Some(libc::EBADFD) => Round::Lost,
+        Some(libc::EAGAIN) => Round::Idle,
+        _ => Round::Failed,
+    }
+}

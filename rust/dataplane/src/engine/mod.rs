@@ -1,0 +1,426 @@
+//! Worker threads, publishing of tables, counters and events.
+//!
+//! The control side ([`Engine`]) may lock; workers never do. A worker is told of ports by orders,
+//! for which it looks only after its eventfd woke it, and finds new tables by loading one pointer
+//! per batch.
+
+mod confine;
+mod counters;
+mod egress;
+mod events;
+mod ingress;
+mod lane;
+mod network;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::mpsc::channel;
+// No packet passes the control side's lock: workers do not know it.
+#[allow(clippy::disallowed_types)]
+use std::sync::Mutex;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+pub use confine::{confine, ConfineError};
+pub use counters::{Drops, NetworkStats, UnderlayStats};
+pub use events::Event;
+pub use lane::{Lane, Round};
+pub use network::{Network, NetworkConfig};
+
+use crate::io::{TapQueue, UdpUnderlay};
+use crate::table::{TableError, Tables};
+use crate::wire::{MacAddr, Vni};
+use events::EventReceiver;
+use worker::{Order, Worker};
+
+/// Why the engine refused; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A value out of range.
+    #[error("{0}")]
+    Invalid(String),
+    /// An entry that no table may hold.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// A VTEP that the underlay cannot reach.
+    #[error("VTEP {vtep} is not of the underlay's address family, which is that of {local}")]
+    Family {
+        /// The VTEP.
+        vtep: IpAddr,
+        /// Our own address.
+        local: IpAddr,
+    },
+    /// The VNI has no port.
+    #[error("VNI {0} is not attached")]
+    NotAttached(Vni),
+    /// The engine was closed.
+    #[error("engine is closed")]
+    Closed,
+    /// A system call was refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn system(what: &'static str) -> impl Fn(io::Error) -> EngineError {
+    move |source| EngineError::System { what, source }
+}
+
+/// What the tables of a VNI hold, and whether its port is alive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dump {
+    /// MAC and VTEP, sorted.
+    pub fdb: Vec<(MacAddr, IpAddr)>,
+    /// Overlay address and MAC, sorted.
+    pub neighbours: Vec<(IpAddr, MacAddr)>,
+    /// VTEPs in the order in which they were given.
+    pub flood: Vec<IpAddr>,
+    /// Whether the port is there.
+    pub port_alive: bool,
+}
+
+/// One reading of all counters.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Number of workers.
+    pub workers: usize,
+    /// By VNI, in order.
+    pub networks: Vec<(Vni, NetworkStats)>,
+    /// The sockets.
+    pub underlay: UnderlayStats,
+}
+
+/// Worker threads that forward between ports and underlay. May be shared by threads.
+#[derive(Debug)]
+pub struct Engine {
+    workers: usize,
+    local: SocketAddr,
+    event_fd: RawFd,
+    #[allow(clippy::disallowed_types)]
+    control: Mutex<Control>,
+}
+
+/// What the lock protects.
+#[derive(Debug)]
+struct Control {
+    /// Empty once closed.
+    workers: Vec<Worker>,
+    networks: BTreeMap<Vni, Arc<Network>>,
+    events: EventReceiver,
+}
+
+impl Engine {
+    /// Starts `workers` workers on sockets as [`crate::io::open_underlay`] opened them.
+    ///
+    /// They send to the UDP port that the first socket is bound to.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Invalid`] if the numbers or the sockets do not fit together,
+    /// [`EngineError::System`] if there are no descriptors or threads left. The sockets are closed.
+    pub fn start(underlay: Vec<OwnedFd>, workers: usize) -> Result<Self, EngineError> {
+        if !(1..=64).contains(&workers) {
+            return Err(EngineError::Invalid(format!(
+                "{workers} workers: must be 1 to 64"
+            )));
+        }
+        if underlay.len() <= workers {
+            return Err(EngineError::Invalid(format!(
+                "{} underlay sockets: {workers} workers need {workers} to receive and at least 1 \
+                 to send",
+                underlay.len()
+            )));
+        }
+        let (mut receive, local) = inspect(underlay, workers)?;
+        let send: Arc<[OwnedFd]> = receive.split_off(workers).into();
+        let (sender, receiver) = events::events().map_err(system("opening an eventfd"))?;
+        let engine = Self {
+            workers,
+            local,
+            event_fd: receiver.descriptor(),
+            control: new_lock(Control {
+                workers: Vec::with_capacity(workers),
+                networks: BTreeMap::new(),
+                events: receiver,
+            }),
+        };
+        for (number, socket) in receive.into_iter().enumerate() {
+            let underlay = UdpUnderlay::new(socket, Arc::clone(&send));
+            // On failure the engine is dropped, which ends the workers that run already.
+            let worker = Worker::start(number, underlay, local.port(), sender.clone())
+                .map_err(system("starting a worker"))?;
+            engine.lock().workers.push(worker);
+        }
+        Ok(engine)
+    }
+
+    /// Forwards for a VNI between `queues`, opened by [`crate::io::open_tap`], and the underlay.
+    ///
+    /// If it is attached already, queues and settings are replaced, tables and counters stay.
+    /// Queue i belongs to worker i modulo the number of workers. Returns once all workers know.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Invalid`] for settings out of range or no queues. The queues are closed.
+    pub fn attach(&self, config: NetworkConfig, queues: Vec<OwnedFd>) -> Result<(), EngineError> {
+        let mut control = self.open()?;
+        if queues.is_empty() {
+            return Err(EngineError::Invalid(format!(
+                "VNI {} has no queues to attach",
+                config.vni
+            )));
+        }
+        let queues = queues
+            .into_iter()
+            .map(TapQueue::new)
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(system("preparing a queue"))?;
+        let network = Arc::new(match control.networks.get(&config.vni) {
+            Some(before) => before.reattached(config)?,
+            None => Network::new(config, self.workers)?,
+        });
+        control.networks.insert(config.vni, Arc::clone(&network));
+        let (done, all_done) = channel();
+        for (number, worker) in control.workers.iter().enumerate() {
+            let own = queues.iter().skip(number).step_by(self.workers);
+            worker.order(Order::Attach {
+                network: Arc::clone(&network),
+                queues: own.cloned().collect(),
+                writer: queues[number % queues.len()].clone(),
+                done: done.clone(),
+            });
+        }
+        drop(done);
+        // Ends, with an error that says nothing, when every worker has dropped its end.
+        let _ = all_done.recv();
+        Ok(())
+    }
+
+    /// Stops forwarding for a VNI and closes its queues. Returns once no worker uses them.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Closed`] only; a VNI that is not attached stays so.
+    pub fn detach(&self, vni: Vni) -> Result<(), EngineError> {
+        let mut control = self.open()?;
+        if control.networks.remove(&vni).is_some() {
+            let (done, all_done) = channel();
+            for worker in &control.workers {
+                let done = done.clone();
+                worker.order(Order::Detach { vni, done });
+            }
+            drop(done);
+            let _ = all_done.recv();
+        }
+        Ok(())
+    }
+
+    /// Removes FDB entries, then adds or moves some.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Table`] or [`EngineError::Family`] for a bad entry,
+    /// [`EngineError::NotAttached`].
+    pub fn apply(
+        &self,
+        vni: Vni,
+        add: &[(MacAddr, IpAddr)],
+        remove: &[MacAddr],
+    ) -> Result<(), EngineError> {
+        self.check_families(add.iter().map(|&(_, vtep)| vtep))?;
+        self.change(vni, |tables| tables.with_changes(add, remove))
+    }
+
+    /// Replaces the flood list.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::apply`].
+    pub fn set_flood(&self, vni: Vni, vteps: &[IpAddr]) -> Result<(), EngineError> {
+        self.check_families(vteps.iter().copied())?;
+        self.change(vni, |tables| tables.with_flood(vteps))
+    }
+
+    /// Replaces the neighbours.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::apply`].
+    pub fn set_neighbours(
+        &self,
+        vni: Vni,
+        entries: &[(IpAddr, MacAddr)],
+    ) -> Result<(), EngineError> {
+        self.change(vni, |tables| tables.with_neighbours(entries))
+    }
+
+    /// What the workers use now.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NotAttached`].
+    pub fn dump(&self, vni: Vni) -> Result<Dump, EngineError> {
+        let network = self.network(vni)?;
+        let tables = network.tables();
+        let mut dump = Dump {
+            fdb: tables.fdb().collect(),
+            neighbours: tables.neighbours().collect(),
+            flood: tables.flood().to_vec(),
+            port_alive: network.is_alive(),
+        };
+        dump.fdb.sort_unstable();
+        dump.neighbours.sort_unstable();
+        Ok(dump)
+    }
+
+    /// How a VNI is attached.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::NotAttached`].
+    pub fn config(&self, vni: Vni) -> Result<NetworkConfig, EngineError> {
+        Ok(*self.network(vni)?.config())
+    }
+
+    /// The attached VNIs, in order.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Closed`].
+    pub fn vnis(&self) -> Result<Vec<Vni>, EngineError> {
+        Ok(self.open()?.networks.keys().copied().collect())
+    }
+
+    /// Reads all counters.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Closed`].
+    pub fn stats(&self) -> Result<Stats, EngineError> {
+        let control = self.open()?;
+        let networks = control.networks.iter();
+        Ok(Stats {
+            workers: self.workers,
+            networks: networks
+                .map(|(&vni, network)| (vni, network.stats()))
+                .collect(),
+            underlay: counters::sum_underlay(control.workers.iter().map(Worker::counters)),
+        })
+    }
+
+    /// Number of workers.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// An eventfd that is readable while there are events; open as long as the engine lives.
+    #[must_use]
+    pub fn event_fd(&self) -> RawFd {
+        self.event_fd
+    }
+
+    /// Takes the events since the last call; also after closing.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        self.lock().events.take()
+    }
+
+    /// Ends and joins the workers and closes sockets and queues. May be repeated.
+    pub fn close(&self) {
+        let mut control = self.lock();
+        control.networks.clear();
+        for worker in &control.workers {
+            worker.order(Order::Stop);
+        }
+        control.workers.drain(..).for_each(Worker::join);
+    }
+
+    fn check_families(&self, vteps: impl Iterator<Item = IpAddr>) -> Result<(), EngineError> {
+        let local = self.local.ip();
+        for vtep in vteps {
+            if vtep.to_canonical().is_ipv4() != local.is_ipv4() {
+                return Err(EngineError::Family { vtep, local });
+            }
+        }
+        Ok(())
+    }
+
+    /// Publishes the tables that `change` makes from those before, under the lock: one writer.
+    fn change(
+        &self,
+        vni: Vni,
+        change: impl FnOnce(&Tables) -> Result<Tables, TableError>,
+    ) -> Result<(), EngineError> {
+        let control = self.open()?;
+        let network = control.networks.get(&vni);
+        let network = network.ok_or(EngineError::NotAttached(vni))?;
+        network.publish(change(&network.tables())?);
+        Ok(())
+    }
+
+    fn network(&self, vni: Vni) -> Result<Arc<Network>, EngineError> {
+        let control = self.open()?;
+        let network = control.networks.get(&vni);
+        network.cloned().ok_or(EngineError::NotAttached(vni))
+    }
+
+    fn open(&self) -> Result<MutexGuard<'_, Control>, EngineError> {
+        let control = self.lock();
+        if control.workers.is_empty() {
+            return Err(EngineError::Closed);
+        }
+        Ok(control)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Control> {
+        // Whoever panicked inside left values that are whole: each is changed in one step.
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+#[allow(clippy::disallowed_types)]
+fn new_lock(control: Control) -> Mutex<Control> {
+    Mutex::new(control)
+}
+
+/// Checks that the sockets are UDP ones of one family, and the first `workers` of one port.
+fn inspect(
+    underlay: Vec<OwnedFd>,
+    workers: usize,
+) -> Result<(Vec<OwnedFd>, SocketAddr), EngineError> {
+    let mut checked = Vec::with_capacity(underlay.len());
+    let mut first = None;
+    for (index, descriptor) in underlay.into_iter().enumerate() {
+        let socket = UdpSocket::from(descriptor);
+        let address = socket
+            .local_addr()
+            .map_err(system("asking an underlay socket for its address"))?;
+        let local = *first.get_or_insert(address);
+        if address.is_ipv4() != local.is_ipv4() || (index < workers && address != local) {
+            return Err(EngineError::Invalid(format!(
+                "underlay socket {index} has address {address}, which does not fit {local}"
+            )));
+        }
+        socket
+            .set_nonblocking(true)
+            .map_err(system("preparing an underlay socket"))?;
+        checked.push(OwnedFd::from(socket));
+    }
+    first
+        .map(|local| (checked, local))
+        .ok_or_else(|| EngineError::Invalid("there are no underlay sockets".into()))
+}

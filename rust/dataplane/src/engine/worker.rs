@@ -1,0 +1,239 @@
+//! A worker thread: waits for its descriptors and lets its [`Lane`] move what is ready.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use super::counters::UnderlayCounters;
+use super::events::{Event, EventSender};
+use super::lane::{Lane, Round};
+use super::Network;
+use crate::io::{TapQueue, UdpUnderlay};
+use crate::sys::poll::{Epoll, EventFd, Events};
+use crate::sys::{clock, signal};
+use crate::wire::Vni;
+
+/// Tokens of the two descriptors that are not queues.
+const WAKE: u64 = u64::MAX;
+const UNDERLAY: u64 = u64::MAX - 1;
+/// Descriptors that one wait returns; those that are left out come first the next time.
+const EVENTS: usize = 64;
+/// Errors of one kind or another in a row after which a descriptor is given up.
+const MAX_FAILURES: u32 = 1000;
+
+/// What a worker is told to do. Dropping an order says that it was carried out.
+#[derive(Debug)]
+pub(super) enum Order {
+    Attach {
+        network: Arc<Network>,
+        queues: Vec<TapQueue>,
+        writer: TapQueue,
+        done: Sender<()>,
+    },
+    Detach {
+        vni: Vni,
+        done: Sender<()>,
+    },
+    Stop,
+}
+
+/// The control side's view of a worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    orders: Sender<Order>,
+    wake: Arc<EventFd>,
+    counters: Arc<UnderlayCounters>,
+    thread: JoinHandle<()>,
+}
+
+impl Worker {
+    /// Starts worker number `number`.
+    pub fn start(
+        number: usize,
+        underlay: UdpUnderlay,
+        destination_port: u16,
+        events: EventSender,
+    ) -> io::Result<Self> {
+        let wake = Arc::new(EventFd::new()?);
+        let epoll = Epoll::new()?;
+        epoll.add(wake.as_fd(), WAKE)?;
+        epoll.add(underlay.as_fd(), UNDERLAY)?;
+        let (orders, inbox) = channel();
+        let lane = Lane::new(number, underlay, destination_port);
+        let counters = Arc::clone(&lane.counters);
+        let running = Running {
+            lane,
+            epoll,
+            inbox,
+            wake: Arc::clone(&wake),
+            events,
+            failures: 0,
+        };
+        let thread = std::thread::Builder::new()
+            .name(format!("vxlan-{number}"))
+            .spawn(move || running.run())?;
+        Ok(Self {
+            orders,
+            wake,
+            counters,
+            thread,
+        })
+    }
+
+    /// Gives an order. A worker that is lost drops it, and so nobody waits for it.
+    pub fn order(&self, order: Order) {
+        let _ = self.orders.send(order);
+        self.wake.signal();
+    }
+
+    /// The counters of its sockets.
+    pub fn counters(&self) -> &UnderlayCounters {
+        &self.counters
+    }
+
+    /// Waits until the thread has ended, which [`Order::Stop`] makes it do.
+    pub fn join(self) {
+        // A panic was reported as an event already.
+        let _ = self.thread.join();
+    }
+}
+
+/// What lives in the thread.
+struct Running {
+    lane: Lane<TapQueue, UdpUnderlay>,
+    epoll: Epoll,
+    inbox: Receiver<Order>,
+    wake: Arc<EventFd>,
+    events: EventSender,
+    failures: u32,
+}
+
+impl Running {
+    fn run(mut self) {
+        signal::block_all();
+        let mut alarm = Alarm {
+            worker: self.lane.worker,
+            events: self.events.clone(),
+            armed: true,
+        };
+        let mut ready = Events::new(EVENTS);
+        // Level-triggered: each descriptor gets one batch per turn, and who has more comes again,
+        // so nobody waits for a busy neighbour and the thread blocks only when nothing is left.
+        while self.epoll.wait(&mut ready).is_ok() {
+            let mut ordered = false;
+            for event in ready.iter() {
+                match event.token {
+                    WAKE => ordered = true,
+                    UNDERLAY => {
+                        if self.ingress().is_break() {
+                            return;
+                        }
+                    }
+                    token => self.egress(token as usize, event.broken),
+                }
+            }
+            if ordered && self.obey().is_break() {
+                alarm.armed = false;
+                return;
+            }
+        }
+    }
+
+    fn ingress(&mut self) -> std::ops::ControlFlow<()> {
+        let events = &self.events;
+        match self
+            .lane
+            .ingress_round(|network| report_lost(network, events))
+        {
+            Round::Failed => self.failures += 1,
+            _ => self.failures = 0,
+        }
+        if self.failures < MAX_FAILURES {
+            std::ops::ControlFlow::Continue(())
+        } else {
+            std::ops::ControlFlow::Break(())
+        }
+    }
+
+    fn egress(&mut self, token: usize, broken: bool) {
+        match self.lane.egress_round(token, clock::monotonic_ns()) {
+            Round::Moved => self.failures = 0,
+            // A queue that is broken stays readable for ever and must not keep us busy.
+            Round::Idle if !broken => self.failures = 0,
+            Round::Failed if self.failures < MAX_FAILURES => self.failures += 1,
+            Round::Idle | Round::Failed | Round::Lost => self.lose(token),
+        }
+    }
+
+    fn lose(&mut self, token: usize) {
+        if let Some((port, network)) = self.lane.reader(token) {
+            // Fails only if it is not watched, which is what we want.
+            let _ = self.epoll.remove(port.as_fd());
+            report_lost(network, &self.events);
+        }
+        self.lane.remove_reader(token);
+    }
+
+    /// Carries out all orders; breaks off when told to stop or when nobody is left to order.
+    fn obey(&mut self) -> std::ops::ControlFlow<()> {
+        self.wake.clear();
+        while let Ok(order) = self.inbox.try_recv() {
+            match order {
+                Order::Attach {
+                    network,
+                    queues,
+                    writer,
+                    done,
+                } => {
+                    self.detach(network.config().vni);
+                    for token in self.lane.attach(&network, queues, writer) {
+                        let Some((port, _)) = self.lane.reader(token) else {
+                            continue;
+                        };
+                        if self.epoll.add(port.as_fd(), token as u64).is_err() {
+                            self.lose(token);
+                        }
+                    }
+                    drop(done);
+                }
+                Order::Detach { vni, done } => {
+                    self.detach(vni);
+                    drop(done);
+                }
+                Order::Stop => return std::ops::ControlFlow::Break(()),
+            }
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn detach(&mut self, vni: Vni) {
+        for port in self.lane.detach(vni) {
+            // Needed, since others may hold the descriptor, and then closing ours is not enough.
+            let _ = self.epoll.remove(port.as_fd());
+        }
+    }
+}
+
+/// Tells once that a network's port is gone.
+fn report_lost(network: &Network, events: &EventSender) {
+    if network.mark_lost() {
+        events.raise(Event::PortLost(network.config().vni));
+    }
+}
+
+/// Tells that a worker ended, unless it was told to.
+struct Alarm {
+    worker: usize,
+    events: EventSender,
+    armed: bool,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if self.armed {
+            self.events.raise(Event::WorkerLost(self.worker));
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Ports that are TAP queues.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{FrameBatch, OpenError, Port};
+use crate::sys;
+
+/// Offloads to ask for, by name, most wanted first; each set that is tried leaves out one more.
+const OFFLOADS: [(&str, libc::c_uint); 6] = [
+    ("csum", libc::TUN_F_CSUM),
+    ("tso4", libc::TUN_F_TSO4),
+    ("tso6", libc::TUN_F_TSO6),
+    ("tso_ecn", libc::TUN_F_TSO_ECN),
+    ("uso4", libc::TUN_F_USO4),
+    ("uso6", libc::TUN_F_USO6),
+];
+
+/// One queue of a TAP. Clones share the descriptor, which is closed with the last of them.
+#[derive(Clone, Debug)]
+pub struct TapQueue(Arc<File>);
+
+impl TapQueue {
+    /// Takes over a queue as [`open_tap`] opened it and makes sure that it never blocks.
+    ///
+    /// # Errors
+    ///
+    /// What fcntl reports.
+    pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
+        sys::descriptor::ensure_nonblocking(descriptor.as_fd())?;
+        Ok(Self(Arc::new(File::from(descriptor))))
+    }
+}
+
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Port for TapQueue {
+    fn read_batch(&self, batch: &mut FrameBatch) -> io::Result<()> {
+        while let Some(slot) = batch.free_slot() {
+            match (&*self.0).read(slot) {
+                // A TAP never ends; whatever does will never have a frame again.
+                Ok(0) if batch.is_empty() => {
+                    return Err(io::Error::from_raw_os_error(libc::EBADFD));
+                }
+                Ok(0) => break,
+                Ok(len) => batch.push(len),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if batch.is_empty() => return Err(error),
+                // It will be reported by the next call, when there is nothing else to report.
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    fn write_frame(&self, pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        // A TAP takes a frame whole or not at all.
+        (&*self.0).write_vectored(pieces).map(drop)
+    }
+}
+
+/// Opens `queues` queues of the TAP `name` in a network namespace, creating it if it is missing.
+///
+/// Each queue is non-blocking and close-on-exec and has a virtio-net header and as many offloads
+/// as the kernel grants. The link stays down. The calling thread never leaves its namespace.
+///
+/// # Errors
+///
+/// [`OpenError::Invalid`] for a name of no or more than 15 bytes or with "/", ":" or white space,
+/// for queues outside 1-256 and an MTU outside 68-65521; [`OpenError::System`] otherwise.
+pub fn open_tap(
+    netns: BorrowedFd<'_>,
+    name: &str,
+    queues: usize,
+    mtu_bytes: u32,
+) -> Result<Vec<OwnedFd>, OpenError> {
+    let odd = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
+    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(odd) {
+        return Err(OpenError::Invalid(format!(
+            "{name:?} is no interface name: 1 to 15 bytes without \"/\", \":\", \"%\" and spaces"
+        )));
+    }
+    if !(1..=256).contains(&queues) {
+        return Err(OpenError::Invalid(format!(
+            "{queues} queues: a TAP has 1 to 256"
+        )));
+    }
+    check_mtu(mtu_bytes).map_err(OpenError::Invalid)?;
+    // A thread of its own enters the namespace and ends there, so that nobody has to come back.
+    std::thread::scope(|scope| {
+        let opener = std::thread::Builder::new().name("open-tap".into());
+        let opened = opener
+            .spawn_scoped(scope, || open_inside(netns, name, queues, mtu_bytes))
+            .map_err(OpenError::system("start of a thread"))?;
+        opened.join().unwrap_or_else(|_| {
+            Err(OpenError::Invalid(format!(
+                "opening {name:?} failed by a defect"
+            )))
+        })
+    })
+}
+
+/// Says what is wrong with an MTU of an overlay network: IPv4's least, a TAP's most.
+pub(crate) fn check_mtu(mtu_bytes: u32) -> Result<(), String> {
+    if (68..=65_521).contains(&mtu_bytes) {
+        Ok(())
+    } else {
+        Err(format!("MTU {mtu_bytes} is not in 68-65521"))
+    }
+}
+
+fn open_inside(
+    netns: BorrowedFd<'_>,
+    name: &str,
+    queues: usize,
+    mtu_bytes: u32,
+) -> Result<Vec<OwnedFd>, OpenError> {
+    sys::tap::enter_netns(netns).map_err(OpenError::system("entering the network namespace"))?;
+    let mut opened = Vec::with_capacity(queues);
+    for index in 0..queues {
+        let what = format!("opening queue {index} of TAP {name:?}");
+        let queue = sys::tap::open_queue(name).map_err(OpenError::system(what))?;
+        opened.push(OwnedFd::from(queue));
+    }
+    ensure_offloads(opened[0].as_fd())
+        .map_err(OpenError::system(format!("offloads of TAP {name:?}")))?;
+    let what = format!("MTU {mtu_bytes} of TAP {name:?}");
+    sys::tap::set_mtu(name, mtu_bytes).map_err(OpenError::system(what))?;
+    Ok(opened)
+}
+
+/// Asks the TAP behind a queue for its offloads anew; names those that it grants.
+///
+/// # Errors
+///
+/// EBADFD if it was deleted, ENOTTY if it is no TAP.
+pub fn tap_offloads(queue: BorrowedFd<'_>) -> io::Result<Vec<&'static str>> {
+    ensure_offloads(queue)
+}
+
+fn ensure_offloads(queue: BorrowedFd<'_>) -> io::Result<Vec<&'static str>> {
+    for count in (0..=OFFLOADS.len()).rev() {
+        let wanted = &OFFLOADS[..count];
+        let bits = wanted.iter().fold(0, |bits, (_, bit)| bits | bit);
+        match sys::tap::set_offloads(queue, bits) {
+            Ok(()) => return Ok(wanted.iter().map(|(name, _)| *name).collect()),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && count > 0 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Vec::new())
+}

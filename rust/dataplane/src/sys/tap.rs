@@ -1,0 +1,87 @@
+//! The TUN/TAP driver (Linux, `Documentation/networking/tuntap.rst`).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::{check, socket};
+
+/// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_MULTI_QUEUE`, as `linux/if_tun.h` has them.
+const FLAGS: libc::c_int =
+    libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE;
+
+/// Moves the calling thread, and no other, into a network namespace.
+///
+/// # Errors
+///
+/// EINVAL if `netns` is none, EPERM without CAP_SYS_ADMIN.
+pub fn enter_netns(netns: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: Takes no pointer; the descriptor is open while borrowed.
+    check(unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) })?;
+    Ok(())
+}
+
+/// Opens one more queue of the TAP `name` in the calling thread's namespace, or creates the TAP.
+///
+/// `name` has 1 to 15 bytes.
+///
+/// # Errors
+///
+/// EPERM, EBUSY, EINVAL if a device of that name is another kind, E2BIG after 256 queues.
+pub fn open_queue(name: &str) -> io::Result<File> {
+    let queue = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
+    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(queue)
+}
+
+/// Asks the TAP behind `queue` to hand out frames with these offloads (TUN_F_*) still to be done.
+///
+/// # Errors
+///
+/// EINVAL if it cannot do one of them; then nothing has changed.
+pub fn set_offloads(queue: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes an integer.
+    check(unsafe {
+        libc::ioctl(
+            queue.as_raw_fd(),
+            libc::TUNSETOFFLOAD,
+            libc::c_ulong::from(offloads),
+        )
+    })?;
+    Ok(())
+}
+
+/// Sets the MTU of the interface `name` in the calling thread's namespace.
+///
+/// # Errors
+///
+/// EINVAL if the driver does not allow it, ENODEV if there is no such interface.
+pub fn set_mtu(name: &str, mtu_bytes: u32) -> io::Result<()> {
+    let socket = socket::open_udp(std::net::Ipv4Addr::UNSPECIFIED.into())?;
+    let mut request = interface_request(name)?;
+    request.ifr_ifru.ifru_mtu = mtu_bytes as libc::c_int;
+    // SAFETY: SIOCSIFMTU reads one `ifreq`, which `request` is.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU, &raw mut request) })?;
+    Ok(())
+}
+
+fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: `ifreq` is made of integers and pointers, for which all zero is a value.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(request)
+}

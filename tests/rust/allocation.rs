@@ -1,0 +1,170 @@
+//! Nothing on the packet path allocates: counted by an allocator of our own.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use vxlan_dataplane::engine::{Lane, Network, NetworkConfig, Round};
+use vxlan_dataplane::io::{FrameBatch, Memory, Message, Piece, Port, Received, Underlay};
+use vxlan_dataplane::table::Tables;
+use vxlan_dataplane::wire::virtio::VnetHdr;
+use vxlan_dataplane::wire::{vxlan, Vni};
+
+mod support;
+
+use support::{Packet, MAC_A, MAC_B};
+
+struct Counting;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+// SAFETY: All is left to the system's allocator; counting touches a cell that needs no memory.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: The caller keeps to the same contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: The caller keeps to the same contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// A port that gives the same frames again and again and takes everything.
+#[derive(Clone, Copy)]
+struct Source<'a> {
+    frames: &'a [Vec<u8>],
+}
+
+impl Port for Source<'_> {
+    fn read_batch(&self, batch: &mut FrameBatch) -> io::Result<()> {
+        for frame in self.frames.iter().cycle() {
+            let Some(slot) = batch.free_slot() else {
+                break;
+            };
+            slot[..frame.len()].copy_from_slice(frame);
+            batch.push(frame.len());
+        }
+        Ok(())
+    }
+
+    fn write_frame(&self, _pieces: &[IoSlice<'_>]) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An underlay that receives the same runs again and again and takes everything.
+struct Wire<'a> {
+    runs: &'a [(Vec<u8>, usize)],
+}
+
+const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2));
+
+impl Underlay for Wire<'_> {
+    fn send_sockets(&self) -> usize {
+        32
+    }
+
+    fn send_batch(
+        &mut self,
+        _socket: usize,
+        _memory: Memory<'_>,
+        _pieces: &[Piece],
+        messages: &[Message],
+    ) -> io::Result<usize> {
+        Ok(messages.len())
+    }
+
+    fn recv_batch(&mut self) -> io::Result<usize> {
+        Ok(self.runs.len())
+    }
+
+    fn received(&self, index: usize) -> Option<Received<'_>> {
+        let (payload, segment) = self.runs.get(index)?;
+        Some(Received {
+            source: PEER,
+            payload,
+            segment: *segment,
+            truncated: false,
+        })
+    }
+}
+
+/// Frames of each kind: plain, super-frames, checksums left out, several flows.
+fn frames() -> Vec<Vec<u8>> {
+    let mut frames = vec![];
+    for ipv6 in [false, true] {
+        let packet = Packet::tcp(ipv6, 1, &[1; 30_000]);
+        for (header, frame) in [packet.super_frame(1390), Packet::udp(ipv6, b"a").partial()] {
+            frames.push([&header.emit(), &*frame].concat());
+        }
+    }
+    for source_port in 1000..1010 {
+        let mut packet = Packet::udp(false, b"plain");
+        packet.source_port = source_port;
+        frames.push([&VnetHdr::NONE.emit(), &*packet.frame()].concat());
+    }
+    frames
+}
+
+/// Runs of TCP segments that can be joined, and of datagrams that cannot.
+fn runs(vni: Vni) -> Vec<(Vec<u8>, usize)> {
+    let packets = [
+        Packet::tcp(false, 1, &[1; 30_000]).segments(1390),
+        vec![Packet::udp(true, &[2; 99]); 20],
+    ];
+    let run = |packets: &Vec<Packet>| {
+        let mut bytes = vec![];
+        let mut segment = 0;
+        for packet in packets {
+            let mut frame = packet.frame();
+            frame[..6].copy_from_slice(&MAC_A.0);
+            frame[6..12].copy_from_slice(&MAC_B.0);
+            segment = segment.max(frame.len() + vxlan::HEADER_LEN);
+            bytes.extend(vxlan::header(vni));
+            bytes.extend(frame);
+        }
+        (bytes, segment)
+    };
+    packets.iter().map(run).collect()
+}
+
+#[test]
+fn forwarding_allocates_nothing_once_it_runs() -> Result<(), Box<dyn std::error::Error>> {
+    let vni = Vni::new(7)?;
+    let config = NetworkConfig {
+        vni,
+        mtu_bytes: 1450,
+        multicast: true,
+        flood_rate: 10_000,
+    };
+    let network = Arc::new(Network::new(config, 1)?);
+    network.publish(Tables::new(vni, true).with_changes(&[(MAC_B, PEER)], &[])?);
+    let (frames, runs) = (frames(), runs(vni));
+    let port = Source { frames: &frames };
+    let mut lane = Lane::new(0, Wire { runs: &runs }, 4789);
+    let token = lane.attach(&network, vec![port], port)[0];
+    let mut round = || {
+        assert_eq!(lane.egress_round(token, 1), Round::Moved);
+        assert_eq!(lane.ingress_round(|_| ()), Round::Moved);
+    };
+    // The first batch may set up what belongs to the thread.
+    round();
+    let before = ALLOCATIONS.with(Cell::get);
+    for _ in 0..10 {
+        round();
+    }
+    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
+    let stats = network.stats();
+    assert_eq!(stats.egress_drops.total() + stats.ingress_drops.total(), 0);
+    Ok(())
+}

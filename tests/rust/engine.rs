@@ -1,0 +1,238 @@
+//! The engine with its threads, over sockets of the loopback and ports that are socket pairs.
+
+#![allow(clippy::unwrap_used)] // A panic is how a test fails.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use support::{Packet, MAC_A, MAC_B};
+use vxlan_dataplane::engine::{Engine, EngineError, Event, NetworkConfig};
+use vxlan_dataplane::io::{open_underlay, OpenError};
+use vxlan_dataplane::wire::virtio::VnetHdr;
+use vxlan_dataplane::wire::{vxlan, MacAddr, Vni};
+
+/// A port that no test but these uses; each test has addresses of its own.
+const PORT: u16 = 14_789;
+/// Longest wait for something that must come.
+const LIMIT: Duration = Duration::from_secs(10);
+
+fn address(test: u8, host: u8) -> IpAddr {
+    Ipv4Addr::new(127, 18, test, host).into()
+}
+
+fn vni(value: u32) -> Vni {
+    Vni::new(value).unwrap()
+}
+
+fn config(value: u32) -> NetworkConfig {
+    NetworkConfig {
+        vni: vni(value),
+        mtu_bytes: 1450,
+        multicast: true,
+        flood_rate: 100,
+    }
+}
+
+fn engine(local: IpAddr, workers: usize) -> Engine {
+    let sockets = open_underlay(local, PORT, workers, true, 4).unwrap();
+    Engine::start(sockets, workers).unwrap()
+}
+
+/// A queue for the engine, and the container's end of it. A stream, but it gets one frame at a time.
+fn queue() -> (OwnedFd, UnixStream) {
+    let (inside, outside) = UnixStream::pair().unwrap();
+    outside.set_read_timeout(Some(LIMIT)).unwrap();
+    (inside.into(), outside)
+}
+
+fn frame(from: MacAddr, to: MacAddr) -> Vec<u8> {
+    let mut frame = Packet::udp(false, b"hello").frame();
+    frame[..6].copy_from_slice(&to.0);
+    frame[6..12].copy_from_slice(&from.0);
+    frame
+}
+
+fn send(container: &mut UnixStream, frame: &[u8]) {
+    let bytes = [&VnetHdr::NONE.emit(), frame].concat();
+    assert_eq!(container.write(&bytes).unwrap(), bytes.len());
+}
+
+fn receive(container: &mut UnixStream) -> Vec<u8> {
+    let mut bytes = vec![0; 2000];
+    let len = container.read(&mut bytes).unwrap();
+    bytes[VnetHdr::NONE.emit().len()..len].to_vec()
+}
+
+/// Waits until the engine has something to tell, as an event loop does.
+fn wait_for_event(engine: &Engine) -> Vec<Event> {
+    let mut poll = libc::pollfd {
+        fd: engine.event_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: `poll` is one valid entry until the call returns.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, LIMIT.as_millis() as libc::c_int) };
+    assert_eq!(ready, 1, "no event came");
+    engine.events()
+}
+
+#[test]
+fn two_engines_carry_frames_in_both_directions() {
+    let (a, b) = (engine(address(1, 1), 2), engine(address(1, 2), 2));
+    let ((queue_a, mut at_a), (queue_b, mut at_b)) = (queue(), queue());
+    a.attach(config(7), vec![queue_a]).unwrap();
+    b.attach(config(7), vec![queue_b]).unwrap();
+    a.apply(vni(7), &[(MAC_B, address(1, 2))], &[]).unwrap();
+    b.apply(vni(7), &[(MAC_A, address(1, 1))], &[]).unwrap();
+    for _ in 0..3 {
+        send(&mut at_a, &frame(MAC_A, MAC_B));
+        assert_eq!(receive(&mut at_b), frame(MAC_A, MAC_B));
+        send(&mut at_b, &frame(MAC_B, MAC_A));
+        assert_eq!(receive(&mut at_a), frame(MAC_B, MAC_A));
+    }
+    let stats = b.stats().unwrap();
+    assert_eq!(stats.workers, 2);
+    assert_eq!(stats.networks[0].1.ingress_frames, 3);
+    assert_eq!(stats.underlay.received_datagrams, 3);
+}
+
+#[test]
+fn source_port_is_in_the_dynamic_range_and_not_the_one_to_receive_on() {
+    let engine = engine(address(2, 1), 1);
+    let peer = UdpSocket::bind((address(2, 2), PORT)).unwrap();
+    peer.set_read_timeout(Some(LIMIT)).unwrap();
+    let (inside, mut container) = queue();
+    engine.attach(config(7), vec![inside]).unwrap();
+    engine
+        .apply(vni(7), &[(MAC_B, address(2, 2))], &[])
+        .unwrap();
+    send(&mut container, &frame(MAC_A, MAC_B));
+    let mut bytes = [0; 2000];
+    let (len, source) = peer.recv_from(&mut bytes).unwrap();
+    assert_eq!(bytes[..8], vxlan::header(vni(7)));
+    assert_eq!(bytes[8..len], frame(MAC_A, MAC_B));
+    assert_eq!(source.ip(), address(2, 1));
+    assert!(source.port() >= 49_152);
+}
+
+#[test]
+fn lost_port_is_reported_once_and_can_be_replaced_with_its_tables_kept() {
+    let engine = engine(address(3, 1), 2);
+    let peer = UdpSocket::bind((address(3, 2), PORT)).unwrap();
+    let ((first, container), (second, other)) = (queue(), queue());
+    engine.attach(config(7), vec![first, second]).unwrap();
+    engine
+        .apply(vni(7), &[(MAC_B, address(3, 2))], &[])
+        .unwrap();
+    drop((container, other));
+    assert_eq!(wait_for_event(&engine), [Event::PortLost(vni(7))]);
+    assert!(!engine.dump(vni(7)).unwrap().port_alive);
+    let (inside, mut container) = queue();
+    engine.attach(config(7), vec![inside]).unwrap();
+    let dump = engine.dump(vni(7)).unwrap();
+    assert!(dump.port_alive);
+    assert_eq!(dump.fdb, [(MAC_B, address(3, 2))]);
+    let datagram = [&vxlan::header(vni(7)), &*frame(MAC_B, MAC_A)].concat();
+    peer.send_to(&datagram, (address(3, 1), PORT)).unwrap();
+    assert_eq!(receive(&mut container), frame(MAC_B, MAC_A));
+    assert!(engine.events().is_empty());
+}
+
+#[test]
+fn detach_and_close_let_go_of_every_queue() {
+    let engine = engine(address(4, 1), 2);
+    let ((first, mut at_first), (second, mut at_second)) = (queue(), queue());
+    engine.attach(config(7), vec![first]).unwrap();
+    engine.attach(config(8), vec![second]).unwrap();
+    engine.detach(vni(7)).unwrap();
+    assert_eq!(at_first.read(&mut [0; 1]).unwrap(), 0, "end of stream");
+    assert_eq!(engine.vnis().unwrap(), [vni(8)]);
+    engine.close();
+    engine.close();
+    assert_eq!(at_second.read(&mut [0; 1]).unwrap(), 0, "end of stream");
+    assert!(matches!(engine.stats(), Err(EngineError::Closed)));
+    assert!(engine.events().is_empty());
+    UdpSocket::bind((address(4, 1), PORT)).unwrap();
+}
+
+#[test]
+fn refused_change_leaves_tables_as_they_were() {
+    let engine = engine(address(5, 1), 1);
+    let (inside, _container) = queue();
+    engine.attach(config(7), vec![inside]).unwrap();
+    let good = [(MAC_B, address(5, 2))];
+    engine.apply(vni(7), &good, &[]).unwrap();
+    let bad_mac = [(MAC_A, address(5, 2)), (MacAddr::BROADCAST, address(5, 2))];
+    let error = engine.apply(vni(7), &bad_mac, &[MAC_B]).unwrap_err();
+    assert!(matches!(error, EngineError::Table(_)), "{error}");
+    let other_family = [(MAC_A, "2001:db8::1".parse().unwrap())];
+    let error = engine.apply(vni(7), &other_family, &[MAC_B]).unwrap_err();
+    assert!(matches!(error, EngineError::Family { .. }), "{error}");
+    assert_eq!(engine.dump(vni(7)).unwrap().fdb, good);
+    let error = engine.apply(vni(8), &good, &[]).unwrap_err();
+    assert!(matches!(error, EngineError::NotAttached(_)), "{error}");
+}
+
+#[test]
+fn settings_out_of_range_are_refused_and_attach_nothing() {
+    let engine = engine(address(6, 1), 1);
+    let small = NetworkConfig {
+        mtu_bytes: 67,
+        ..config(7)
+    };
+    let still = NetworkConfig {
+        flood_rate: 0,
+        ..config(7)
+    };
+    for settings in [small, still] {
+        let error = engine.attach(settings, vec![queue().0]).unwrap_err();
+        assert!(matches!(error, EngineError::Invalid(_)), "{error}");
+    }
+    let error = engine.attach(config(7), vec![]).unwrap_err();
+    assert!(matches!(error, EngineError::Invalid(_)), "{error}");
+    assert!(engine.vnis().unwrap().is_empty());
+}
+
+#[test]
+fn taken_port_is_an_error_that_names_it_even_if_its_owner_would_share() {
+    let _engine = engine(address(7, 1), 1);
+    let error = open_underlay(address(7, 1), PORT, 1, true, 1).unwrap_err();
+    assert!(matches!(error, OpenError::PortTaken { .. }));
+    let text = error.to_string();
+    assert!(
+        text.contains("14789") && text.contains("127.18.7.1"),
+        "{text}"
+    );
+}
+
+#[test]
+fn sockets_that_do_not_fit_together_are_refused() {
+    let mut sockets = open_underlay(address(8, 1), PORT, 1, true, 1).unwrap();
+    let error = Engine::start(sockets.split_off(1), 1).unwrap_err();
+    assert!(matches!(error, EngineError::Invalid(_)), "{error}");
+    let other = open_underlay(address(8, 2), PORT, 1, true, 1).unwrap();
+    sockets.extend(other);
+    let error = Engine::start(sockets, 2).unwrap_err();
+    assert!(matches!(error, EngineError::Invalid(_)), "{error}");
+}
+
+#[test]
+fn sockets_to_send_with_receive_nothing() {
+    let sockets = open_underlay(address(9, 1), PORT, 1, true, 1).unwrap();
+    let send = UdpSocket::from(sockets.into_iter().nth(1).unwrap());
+    let peer = UdpSocket::bind((address(9, 2), 0)).unwrap();
+    assert_eq!(peer.send_to(b"x", send.local_addr().unwrap()).unwrap(), 1);
+    // Loopback delivers within the call, so that what is not there now never will be.
+    let error = send.recv(&mut [0; 1]).unwrap_err();
+    assert_eq!(
+        error.kind(),
+        std::io::ErrorKind::WouldBlock,
+        "{}",
+        send.as_raw_fd()
+    );
+}
