@@ -1,0 +1,66 @@
+//! Opening of ports and sockets, and the end of all privileges.
+
+use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
+
+use pyo3::prelude::*;
+use vxlan_dataplane::io;
+
+use crate::convert::{self, Number};
+use crate::errors::{Error, Result};
+
+#[pyfunction]
+pub fn open_tap(
+    py: Python<'_>,
+    netns_fd: RawFd,
+    name: String,
+    queues: Number,
+    mtu: Number,
+) -> Result<Vec<RawFd>> {
+    let queues = queues.within("number of queues", 1, 256)? as usize;
+    let mtu_bytes = mtu.within("MTU", 68, 65_521)?;
+    let opened = py.detach(|| {
+        let mut opened = Ok(Vec::new());
+        io::borrow(netns_fd, |netns| {
+            opened = io::open_tap(netns, &name, queues, mtu_bytes);
+            Ok(())
+        })?;
+        opened.map_err(Error::from)
+    })?;
+    Ok(released(opened))
+}
+
+#[pyfunction]
+pub fn tap_offloads(fd: RawFd) -> Result<Vec<&'static str>> {
+    Ok(io::borrow(fd, io::tap_offloads)?)
+}
+
+#[pyfunction]
+#[pyo3(
+    signature = (address, port, workers, *, checksum=true, send_sockets=Number::Small(32)),
+    text_signature = "(address, port, workers, *, checksum=True, send_sockets=32)"
+)]
+pub fn open_underlay(
+    py: Python<'_>,
+    address: &str,
+    port: Number,
+    workers: Number,
+    checksum: bool,
+    send_sockets: Number,
+) -> Result<Vec<RawFd>> {
+    let address = convert::address(address)?;
+    let port = port.within("UDP port", 1, u16::MAX)?;
+    let workers = workers.within("number of workers", 1, 64)? as usize;
+    let send_sockets = send_sockets.within("number of send sockets", 1, 1024)? as usize;
+    let opened = py.detach(|| io::open_underlay(address, port, workers, checksum, send_sockets))?;
+    Ok(released(opened))
+}
+
+#[pyfunction]
+pub fn confine(uid: u32, gid: u32) -> Result<()> {
+    Ok(vxlan_dataplane::engine::confine(uid, gid)?)
+}
+
+/// Gives the descriptors to Python, which closes them.
+fn released(opened: Vec<OwnedFd>) -> Vec<RawFd> {
+    opened.into_iter().map(IntoRawFd::into_raw_fd).collect()
+}
