@@ -1,0 +1,125 @@
+"""Time to encapsulate and decapsulate in Python, in microseconds per call, beside scapy.
+
+Input: a UDP frame of 114 bytes or 1464 bytes, VNI 42; batches are of 64 frames. Each benchmark
+checks its own result against scapy's bytes. Run `pytest benches` and compare within a group:
+absolute figures belong to the machine.
+"""
+
+from __future__ import annotations
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Raw
+
+import pyvxlan
+
+VNI = 42
+BATCH = 64
+
+
+def udp_frame(payload_bytes: int) -> bytes:
+    ethernet = Ether(src="02:42:0a:00:00:02", dst="02:42:0a:00:00:03")
+    ip = IP(src="10.0.0.2", dst="10.0.0.3")
+    return bytes(ethernet / ip / UDP(sport=1000, dport=2000) / Raw(bytes(payload_bytes)))
+
+
+@pytest.fixture(params=[72, 1422], ids=["114B", "1464B"])
+def frame(request):
+    return udp_frame(request.param)
+
+
+@pytest.fixture
+def payload(frame):
+    return bytes(VXLAN(flags="Instance", vni=VNI) / Raw(frame))
+
+
+def scapy_encap(frame: bytes) -> bytes:
+    return bytes(VXLAN(flags="Instance", vni=VNI) / Raw(frame))
+
+
+def scapy_decap(payload: bytes) -> tuple[int, bytes]:
+    read = VXLAN(payload)
+    return read.vni, bytes(read.payload)
+
+
+@pytest.mark.benchmark(group="encap, one frame")
+def test_encap(benchmark, frame, payload):
+    assert benchmark(pyvxlan.encap, frame, VNI) == payload
+
+
+@pytest.mark.benchmark(group="encap, one frame")
+def test_encap_by_header_and_scatter(benchmark, frame, payload):
+    assert b"".join(benchmark(lambda: [pyvxlan.vxlan_header(VNI), frame])) == payload
+
+
+@pytest.mark.benchmark(group="encap, one frame")
+def test_encap_scapy(benchmark, frame, payload):
+    assert benchmark(scapy_encap, frame) == payload
+
+
+@pytest.mark.benchmark(group="encap, 64 frames")
+def test_encap_batch(benchmark, frame, payload):
+    assert benchmark(pyvxlan.encap_batch, [frame] * BATCH, VNI) == [payload] * BATCH
+
+
+@pytest.mark.benchmark(group="encap, 64 frames")
+def test_encap_batch_scapy(benchmark, frame, payload):
+    frames = [frame] * BATCH
+    assert benchmark(lambda: [scapy_encap(each) for each in frames]) == [payload] * BATCH
+
+
+@pytest.mark.benchmark(group="decap, one payload")
+def test_decap(benchmark, frame, payload):
+    assert benchmark(pyvxlan.decap, payload) == (VNI, frame)
+
+
+@pytest.mark.benchmark(group="decap, one payload")
+def test_decap_scapy(benchmark, frame, payload):
+    assert benchmark(scapy_decap, payload) == (VNI, frame)
+
+
+@pytest.mark.benchmark(group="decap, 64 payloads")
+def test_decap_batch(benchmark, frame, payload):
+    assert benchmark(pyvxlan.decap_batch, [payload] * BATCH) == [(VNI, frame)] * BATCH
+
+
+@pytest.mark.benchmark(group="decap, 64 payloads")
+def test_decap_batch_scapy(benchmark, frame, payload):
+    payloads = [payload] * BATCH
+    assert benchmark(lambda: [scapy_decap(each) for each in payloads]) == [(VNI, frame)] * BATCH
+
+
+@pytest.mark.benchmark(group="whole packet")
+def test_encap_datagram(benchmark, frame):
+    packet = benchmark(pyvxlan.encap_datagram, frame, VNI, "198.18.0.1", "198.18.0.2")
+    read = IP(packet)
+    assert (read[VXLAN].vni, bytes(read[VXLAN].payload)) == (VNI, frame)
+
+
+@pytest.mark.benchmark(group="whole packet")
+def test_encap_datagram_scapy(benchmark, frame):
+    sport = pyvxlan.source_port(frame)
+
+    def build() -> bytes:
+        ip = IP(src="198.18.0.1", dst="198.18.0.2")
+        udp = UDP(sport=sport, dport=4789)
+        return bytes(ip / udp / VXLAN(flags="Instance", vni=VNI) / Raw(frame))
+
+    assert pyvxlan.decap_datagram(benchmark(build)).frame == frame
+
+
+@pytest.mark.benchmark(group="headers as values")
+def test_parse_frame(benchmark, frame):
+    assert benchmark(pyvxlan.parse_frame, frame).transport.destination_port == 2000
+
+
+@pytest.mark.benchmark(group="headers as values")
+def test_parse_frame_scapy(benchmark, frame):
+    assert benchmark(Ether, frame)[UDP].dport == 2000
+
+
+@pytest.mark.benchmark(group="source port")
+def test_source_port(benchmark, frame):
+    assert 49152 <= benchmark(pyvxlan.source_port, frame) <= 65535

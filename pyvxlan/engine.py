@@ -1,0 +1,312 @@
+"""`Engine`: worker threads that forward frames, in this process.
+
+    with Engine(open_underlay("198.18.0.1", workers=2), workers=2) as engine:
+        engine.attach(42, open_tap("/run/netns/overlay", "vxlan0", queues=2), mtu_bytes=1450)
+        engine.apply(42, {"02:42:0a:00:00:03": "198.18.0.2"})
+
+Needs CAP_NET_ADMIN for the TAP, once; forwarding itself needs no privilege.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
+
+from pyvxlan import _dataplane
+from pyvxlan._dataplane import DEFAULT_PORT
+from pyvxlan.addresses import AddressLike, MacLike, address_text, parse_mac
+from pyvxlan.table import Ip, Mac, TableDump, fdb_entries, neighbour_entries, table_dump
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+NetnsLike: TypeAlias = int | str | os.PathLike[str]
+"""A network namespace: an open descriptor, or the path of its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStats:
+    """Counters of one VNI since it was first attached.
+
+    Frames are counted as on the wire: a super-frame of ten segments counts ten. Bytes are of inner
+    Ethernet frames. `flood_frames` are copies sent to VTEPs of a flood list, part of
+    `egress_frames`; `replies` local answers to ARP and neighbour solicitations. Drops are by
+    reason, those only that occurred.
+    """
+
+    egress_frames: int
+    egress_bytes: int
+    ingress_frames: int
+    ingress_bytes: int
+    flood_frames: int
+    replies: int
+    egress_drops: Mapping[str, int]
+    ingress_drops: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class UnderlayStats:
+    """Counters of the underlay sockets.
+
+    Bytes are UDP payload. A batch is a system call that moved at least one datagram. `drops` are
+    those that cannot be told to belong to an attached VNI, by reason.
+    """
+
+    sent_datagrams: int
+    sent_bytes: int
+    sent_syscalls: int
+    sent_batches: int
+    received_datagrams: int
+    received_bytes: int
+    received_syscalls: int
+    received_batches: int
+    drops: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """One reading of all counters, summed over workers; `networks` by VNI."""
+
+    workers: int
+    underlay: UnderlayStats
+    networks: Mapping[int, NetworkStats]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the engine.
+
+    `port_lost`: the TAP of VNI `number` was deleted; its tables stay, attach it anew.
+    `worker_lost`: worker `number` ended by a defect; replace the engine.
+    """
+
+    kind: Literal["port_lost", "worker_lost"]
+    number: int
+
+
+def open_tap(
+    netns: NetnsLike, name: str = "vxlan0", *, queues: int = 1, mtu_bytes: int = 1450
+) -> list[int]:
+    """Opens the queues of a TAP in a network namespace, creating it if it is missing.
+
+    With virtio-net headers and all offloads that the kernel grants. The link stays down; put it
+    into a bridge and set it up. It lives as long as one of its descriptors is open.
+
+    Args:
+        netns: The namespace.
+        name: Of the link, at most 15 bytes.
+        queues: 1 to 256; one per worker is right.
+        mtu_bytes: 68 to 65521; the underlay's minus 50, or minus 70 on IPv6.
+
+    Returns:
+        A descriptor per queue, the caller's to close or to give to `Engine.attach`.
+
+    Raises:
+        ValueError: A value is out of range.
+        OSError: EPERM without CAP_NET_ADMIN, EBUSY if another kind of TAP has that name, ENOENT
+            if there is no such namespace.
+    """
+    if isinstance(netns, int):
+        return _dataplane.open_tap(netns, name, queues, mtu_bytes)
+    descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _dataplane.open_tap(descriptor, name, queues, mtu_bytes)
+    finally:
+        os.close(descriptor)
+
+
+def tap_offloads(queue: int) -> list[str]:
+    """Gives the offloads granted to a queue's TAP: of csum, tso4, tso6, tso_ecn, uso4, uso6.
+
+    Raises:
+        OSError: It is no descriptor of a TAP.
+    """
+    return _dataplane.tap_offloads(queue)
+
+
+def open_underlay(
+    address: AddressLike,
+    port: int = DEFAULT_PORT,
+    *,
+    workers: int = 1,
+    checksum: bool = True,
+    send_sockets: int = 32,
+) -> list[int]:
+    """Opens the UDP sockets of the VTEP `address`, in the current network namespace.
+
+    One receive socket per worker on `port`, then `send_sockets` that send from ports in
+    49152-65535, chosen per flow. Datagrams are never fragmented (RFC 7348, section 4.3).
+
+    Args:
+        address: A unicast address of this host.
+        port: 1 to 65535; 4789 is IANA's.
+        workers: 1 to 64, as the engine gets.
+        checksum: Whether datagrams over IPv4 carry a UDP checksum; over IPv6 they always do.
+        send_sockets: 1 to 1024; how many source ports spread the flows.
+
+    Returns:
+        Descriptors, the caller's to close or to give to `Engine`.
+
+    Raises:
+        ValueError: A value is out of range.
+        OSError: EADDRINUSE if another program has the port, with the remedy in its text;
+            EADDRNOTAVAIL if the address is not of this host.
+    """
+    return _dataplane.open_underlay(
+        address_text(address), port, workers, checksum=checksum, send_sockets=send_sockets
+    )
+
+
+class Engine:
+    """Worker threads that forward between TAP ports and the underlay, by table only.
+
+    Safe to use from any thread; forwarding never takes the interpreter lock. Once closed, calls
+    but `close` and `events` raise RuntimeError.
+    """
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, underlay: Sequence[int], *, workers: int = 1) -> None:
+        """Takes ownership of the descriptors of `open_underlay`, and starts the workers.
+
+        The descriptors are closed also when it raises.
+
+        Raises:
+            ValueError: `workers` is not the number that `underlay` was opened for.
+            OSError: The kernel refused a thread or descriptor.
+        """
+        self._engine = _dataplane.Engine(underlay, workers)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def workers(self) -> int:
+        """Number of worker threads."""
+        return self._engine.workers
+
+    @property
+    def event_fd(self) -> int:
+        """An eventfd, readable while `events` has something. The engine's: do not close it."""
+        return self._engine.event_fd
+
+    def attach(
+        self,
+        vni: int,
+        queues: Sequence[int],
+        *,
+        mtu_bytes: int,
+        multicast: bool = True,
+        flood_rate: int = 10_000,
+    ) -> None:
+        """Takes ownership of a TAP's queues and forwards for `vni`, with empty tables at first.
+
+        If `vni` is attached, the new queues and settings replace the old; tables and counters
+        stay. The descriptors are closed also when it raises.
+
+        Args:
+            vni: 0 to 16777215.
+            queues: Descriptors of `open_tap`; queue i belongs to worker i.
+            mtu_bytes: 68 to 65521, of the overlay; larger frames are dropped.
+            multicast: Whether broadcast and multicast frames are flooded.
+            flood_rate: How many such frames a second may leave, 1 to 1000000000.
+
+        Raises:
+            ValueError: A value is out of range, or `queues` is empty.
+        """
+        self._engine.attach(vni, queues, mtu_bytes, multicast=multicast, flood_rate=flood_rate)
+
+    def detach(self, vni: int) -> None:
+        """Closes the VNI's queues and forgets its tables. No error if it is not attached."""
+        self._engine.detach(vni)
+
+    def apply(
+        self,
+        vni: int,
+        add: Mapping[Mac, AddressLike] | None = None,
+        remove: Iterable[MacLike] = (),
+    ) -> None:
+        """Changes the FDB, all or nothing: removes MACs, then adds or moves MACs to VTEPs.
+
+        Raises:
+            ValueError: An entry is invalid, or `vni` is not attached; nothing was changed.
+        """
+        self._engine.apply(vni, fdb_entries(add or {}), [parse_mac(mac) for mac in remove])
+
+    def set_flood(self, vni: int, vteps: Iterable[AddressLike]) -> None:
+        """Replaces the list of VTEPs that get broadcast and multicast frames.
+
+        Raises:
+            ValueError: An address is invalid, or `vni` is not attached; nothing was changed.
+        """
+        self._engine.set_flood(vni, [address_text(vtep) for vtep in vteps])
+
+    def set_neighbours(self, vni: int, neighbours: Mapping[Ip, MacLike]) -> None:
+        """Replaces the table from overlay address to MAC that ARP and NS are answered from.
+
+        Raises:
+            ValueError: An entry is invalid, or `vni` is not attached; nothing was changed.
+        """
+        self._engine.set_neighbours(vni, neighbour_entries(neighbours))
+
+    def dump(self, vni: int) -> TableDump:
+        """Gives what the workers use now.
+
+        Raises:
+            ValueError: `vni` is not attached.
+        """
+        return table_dump(*self._engine.dump(vni))
+
+    def vnis(self) -> list[int]:
+        """Gives the attached VNIs in order."""
+        return self._engine.vnis()
+
+    def stats(self) -> Stats:
+        """Reads all counters. Nothing is reset."""
+        raw = self._engine.stats()
+        return Stats(
+            raw.workers,
+            UnderlayStats(**raw.underlay()),
+            {vni: NetworkStats(**counters) for vni, counters in raw.networks()},
+        )
+
+    def events(self) -> list[Event]:
+        """Takes what happened since the last call; does not wait."""
+        return [_event(*event) for event in self._engine.events()]
+
+    async def wait_events(self) -> list[Event]:
+        """Waits in the running asyncio loop until something happens, and takes it.
+
+        One task at a time, since a loop watches a descriptor once.
+        """
+        import asyncio  # noqa: PLC0415  # slow to import, and most users need none of it
+
+        loop = asyncio.get_running_loop()
+        while not (events := self.events()):
+            ready = asyncio.Event()
+            loop.add_reader(self.event_fd, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                loop.remove_reader(self.event_fd)
+        return events
+
+    def close(self) -> None:
+        """Ends the workers and closes all descriptors. May be repeated."""
+        self._engine.close()
+
+
+def _event(kind: str, number: str) -> Event:
+    if kind == "worker_lost":
+        return Event("worker_lost", int(number))
+    return Event("port_lost", int(number))

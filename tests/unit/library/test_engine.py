@@ -1,0 +1,88 @@
+"""`Engine` as far as it goes without root: real workers on loopback sockets, a pipe as port."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from ipaddress import ip_address
+
+import pytest
+
+from pyvxlan import Engine, TableDump, open_underlay, parse_mac
+from tests.unit.library.frames import DESTINATION
+
+
+@pytest.fixture
+def engine():
+    with Engine(open_underlay("127.0.0.1", 47891, workers=2, send_sockets=2), workers=2) as engine:
+        yield engine
+
+
+def test_a_new_engine_has_workers_and_nothing_attached(engine):
+    assert (engine.workers, engine.vnis()) == (2, [])
+    stats = engine.stats()
+    assert (stats.workers, stats.networks) == (2, {})
+    assert stats.underlay.sent_datagrams == 0
+
+
+def test_closing_an_engine_frees_its_port_and_can_be_repeated(engine):
+    engine.close()
+    engine.close()
+    with Engine(open_underlay("127.0.0.1", 47891, send_sockets=1)) as again:
+        assert again.workers == 1
+
+
+def test_a_closed_engine_says_so(engine):
+    engine.close()
+    with pytest.raises(RuntimeError, match="engine is closed"):
+        engine.stats()
+
+
+def test_a_port_that_is_taken_is_named_with_the_remedy(engine):
+    with pytest.raises(OSError, match="47891"):
+        open_underlay("127.0.0.1", 47891)
+
+
+@pytest.mark.parametrize(
+    ("address", "port"), [("nowhere", 4789), ("239.0.0.1", 4789), ("127.0.0.1", 0)]
+)
+def test_an_underlay_that_cannot_be_is_refused(address, port):
+    with pytest.raises(ValueError, match=r"nowhere|239\.0\.0\.1|0"):
+        open_underlay(address, port)
+
+
+def test_changes_to_a_vni_that_is_not_attached_are_refused(engine):
+    for call in (
+        lambda: engine.apply(7, {DESTINATION: "198.18.0.2"}),
+        lambda: engine.set_flood(7, []),
+        lambda: engine.set_neighbours(7, {}),
+        lambda: engine.dump(7),
+    ):
+        with pytest.raises(ValueError, match="7"):
+            call()
+    engine.detach(7)
+
+
+def test_tables_are_read_back_typed(engine):
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    engine.attach(7, [read], mtu_bytes=1450)
+    engine.apply(7, {DESTINATION: "198.18.0.2"})
+    engine.set_neighbours(7, {"10.0.0.3": DESTINATION})
+    engine.set_flood(7, ["198.18.0.2"])
+    dump = engine.dump(7)
+    vtep, mac = ip_address("198.18.0.2"), parse_mac(DESTINATION)
+    assert (dump.fdb, dump.neighbours) == ({mac: vtep}, {ip_address("10.0.0.3"): mac})
+    assert isinstance(dump, TableDump)
+    assert dump.flood == (vtep,)
+    assert list(engine.stats().networks) == [7]
+    engine.detach(7)
+    assert engine.vnis() == []
+    os.close(write)
+
+
+async def test_waiting_for_events_can_be_given_up(engine):
+    assert engine.events() == []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await engine.wait_events()
