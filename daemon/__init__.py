@@ -1,0 +1,1 @@
+"""The control daemon, imported as `pyvxlan.daemon`."""

@@ -1,0 +1,280 @@
+"""The daemon's own API: JSON over HTTP on a unix socket, for the command line and for scripts.
+
+Only root may connect (mode 0600). Every path begins with `/v1`; docs/api.md describes them. An
+error is `{"error": text, "retry": bool}` with the status of the exception. Decides nothing: each
+handler calls one verb of `Service`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from pyvxlan.daemon.documents import (
+    Document,
+    View,
+    endpoint_document,
+    host_document,
+    network_document,
+    parse_attach_request,
+    parse_network_request,
+)
+from pyvxlan.daemon.errors import ConfigError, DaemonError, InvalidError, NotFoundError
+from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Sandbox
+from pyvxlan.daemon.service import Service
+
+log = logging.getLogger(__name__)
+
+BODY_MAX_BYTES = 128 * 1024
+SHUTDOWN_S = 5.0
+
+
+class Sandboxes(Protocol):
+    """Finds namespaces; `daemon.net.Net` does it."""
+
+    async def resolve_sandbox(self, text: str) -> Sandbox:
+        """Finds a network namespace by name, path or pid."""
+
+
+class Api:
+    """The handlers.
+
+    Args:
+        service: Does what is asked.
+        local: This host's endpoints, as they are now.
+        sandboxes: For `detach` of a namespace.
+        status: Gives the document of `GET /v1/status`.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        local: Callable[[], Mapping[str, LocalEndpoint]],
+        sandboxes: Sandboxes,
+        status: Callable[[], Awaitable[Document]],
+    ) -> None:
+        self._service = service
+        self._local = local
+        self._sandboxes = sandboxes
+        self._status = status
+
+    def application(self) -> web.Application:
+        """Makes the application that serves all paths."""
+        app = web.Application(middlewares=[answer_errors], client_max_size=BODY_MAX_BYTES)
+        app.add_routes(
+            [
+                web.get("/v1/status", self._show_status),
+                web.get("/v1/hosts", self._list_hosts),
+                web.get("/v1/networks", self._list_networks),
+                web.post("/v1/networks", self._create_network),
+                web.post("/v1/networks/prune", self._prune_networks),
+                web.get("/v1/networks/{ref}", self._inspect_network),
+                web.delete("/v1/networks/{ref}", self._remove_network),
+                web.get("/v1/endpoints", self._list_endpoints),
+                web.post("/v1/endpoints", self._attach),
+                web.get("/v1/endpoints/{ref}", self._inspect_endpoint),
+                web.delete("/v1/endpoints/{ref}", self._detach),
+            ]
+        )
+        return app
+
+    async def _show_status(self, _: web.Request) -> web.Response:
+        return _answer(await self._status())
+
+    async def _list_hosts(self, _: web.Request) -> web.Response:
+        hosts = await self._service.hosts()
+        return _answer(
+            [host_document(entry.host, alive=entry.alive, is_self=entry.is_self) for entry in hosts]
+        )
+
+    async def _list_networks(self, _: web.Request) -> web.Response:
+        return _answer([network_document(network) for network in await self._service.networks()])
+
+    async def _create_network(self, request: web.Request) -> web.Response:
+        spec = parse_network_request(await _body(request))
+        return _answer(network_document(await self._service.create_network(spec)), status=201)
+
+    async def _prune_networks(self, _: web.Request) -> web.Response:
+        removed = await self._service.prune_networks()
+        return _answer([network_document(network) for network in removed])
+
+    async def _inspect_network(self, request: web.Request) -> web.Response:
+        network = await self._service.find_network(request.match_info["ref"])
+        endpoints = await self._service.endpoints(network.id)
+        documents = await self._endpoint_documents(endpoints)
+        return _answer(network_document(network) | {"endpoints": documents})
+
+    async def _remove_network(self, request: web.Request) -> web.Response:
+        network = await self._service.remove_network(request.match_info["ref"])
+        return _answer(network_document(network))
+
+    async def _list_endpoints(self, request: web.Request) -> web.Response:
+        query = _query(request, "network", "local")
+        endpoints = await self._service.endpoints(query.get("network"))
+        if _flag(query, "local"):
+            local = self._local()
+            endpoints = [endpoint for endpoint in endpoints if endpoint.id in local]
+        return _answer(await self._endpoint_documents(endpoints))
+
+    async def _attach(self, request: web.Request) -> web.Response:
+        endpoint = await self._service.attach(parse_attach_request(await _body(request)))
+        return _answer((await self._endpoint_documents([endpoint]))[0], status=201)
+
+    async def _inspect_endpoint(self, request: web.Request) -> web.Response:
+        """Shows one endpoint; with `local`, a name that one container has twice is no riddle."""
+        ref = request.match_info["ref"]
+        endpoint = None
+        if _flag(_query(request, "local"), "local"):
+            endpoint = await self._in_one_sandbox(ref)
+        endpoint = endpoint or await self._service.find_endpoint(ref)
+        return _answer((await self._endpoint_documents([endpoint]))[0])
+
+    async def _detach(self, request: web.Request) -> web.Response:
+        """Detaches an endpoint, or all endpoints of a namespace of this host."""
+        query = _query(request, "force", "network")
+        force = _flag(query, "force")
+        endpoints = await self._detachable(request.match_info["ref"], query.get("network"))
+        documents = await self._endpoint_documents(endpoints)
+        for endpoint in endpoints:
+            await self._service.detach(endpoint.id, force=force)
+        return _answer(documents)
+
+    async def _detachable(self, ref: str, network_ref: str | None) -> list[Endpoint]:
+        """Finds what a reference to an endpoint, or to a namespace of this host, stands for."""
+        network = await self._service.find_network(network_ref) if network_ref else None
+        if network:
+            of_network = await self._service.endpoints(network.id)
+            named = [e for e in of_network if ref in {e.id, e.name} or e.id.startswith(ref)]
+            if len(named) == 1:
+                return named
+        try:
+            found = [await self._service.find_endpoint(ref)]
+        except NotFoundError as unknown:
+            found = await self._in_namespace(ref, unknown)
+        if network:
+            found = [endpoint for endpoint in found if endpoint.network_id == network.id]
+            if not found:
+                raise NotFoundError(f"{ref} has no endpoint on network {network.name}")
+        return found
+
+    async def _in_namespace(self, ref: str, unknown: NotFoundError) -> list[Endpoint]:
+        """Finds the endpoints of a namespace of this host; raises `unknown` if it is none."""
+        try:
+            sandbox = await self._sandboxes.resolve_sandbox(ref)
+        except (InvalidError, NotFoundError):
+            raise unknown from None
+        local = self._local()
+        within = {id_ for id_, entry in local.items() if entry.sandbox.inode == sandbox.inode}
+        found = [e for e in await self._service.endpoints() if e.id in within]
+        if not found:
+            raise NotFoundError(f"namespace {ref} has no endpoint: see pyvxlan endpoint ls")
+        return found
+
+    async def _in_one_sandbox(self, ref: str) -> Endpoint | None:
+        """Finds an endpoint of this host by name, if all that have it are of one container."""
+        local = self._local()
+        every = await self._service.endpoints()
+        named = [endpoint for endpoint in every if endpoint.id in local and endpoint.name == ref]
+        sandboxes = {local[endpoint.id].sandbox.inode for endpoint in named}
+        return named[0] if len(sandboxes) == 1 else None
+
+    async def _endpoint_documents(self, endpoints: list[Endpoint]) -> list[Document]:
+        view = View(
+            networks={network.id: network for network in await self._service.networks()},
+            hosts={entry.host.id: entry.host for entry in await self._service.hosts()},
+            local=self._local(),
+        )
+        return [endpoint_document(endpoint, view) for endpoint in endpoints]
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every exception into a JSON answer; only what nobody foresaw is logged."""
+    try:
+        return await handler(request)
+    except DaemonError as error:
+        return _refusal(str(error), error.status, retry=error.retry)
+    except web.HTTPException as error:
+        text = f"{request.method} {request.path}: {error.reason}"
+        return _refusal(text, error.status)
+    except Exception:
+        number = secrets.token_hex(4)
+        log.exception(
+            "request failed id=%s method=%s path=%s", number, request.method, request.path
+        )
+        return _refusal(f"internal error {number}: see the daemon's log for it", 500)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
+    """Serves on a unix socket while inside.
+
+    The socket replaces whatever is at `path`, which its caller has made sure belongs to nobody
+    alive, in one step: clients never find it missing or open to others.
+
+    Raises:
+        ConfigError: The socket can't be made.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        beside.unlink(missing_ok=True)
+        sock.bind(str(beside))
+        beside.rename(path)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"API socket {path} can't be made: {error}") from error
+    finally:
+        os.umask(before)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    await web.SockSite(runner, sock, backlog=128).start()
+    try:
+        yield
+    finally:
+        _remove(path)
+        await runner.cleanup()
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+async def _body(request: web.Request) -> object:
+    try:
+        return json.loads(await request.read())
+    except ValueError as error:
+        raise InvalidError(f"the request's body is not valid JSON: {error}") from error
+
+
+def _query(request: web.Request, *known: str) -> Mapping[str, str]:
+    for name in request.query:
+        if name not in known:
+            raise InvalidError(f"unknown parameter {name!r}: known are {', '.join(known)}")
+    return request.query
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    text = query.get(name, "false")
+    if text not in {"true", "false"}:
+        raise InvalidError(f"parameter {name}={text} must be true or false")
+    return text == "true"
+
+
+def _answer(document: object, *, status: int = 200) -> web.Response:
+    return web.json_response(document, status=status)
+
+
+def _refusal(text: str, status: int, *, retry: bool = False) -> web.Response:
+    return web.json_response({"error": text, "retry": retry}, status=status)

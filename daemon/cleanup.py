@@ -1,0 +1,119 @@
+"""`pyvxlan-daemon --cleanup`: takes back everything that the daemon ever made on this host.
+
+The forwarder and its log, overlay namespaces with all that is in them, the gateway bridge with its
+rules, changed sysctls, the records of this host and its endpoints in the store, local records and
+sockets. Networks stay: they are the cluster's. So does the store. What fails does not stop the
+rest; then the local records stay too, so that it can be tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections.abc import Awaitable, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from random import Random
+
+from pyvxlan.daemon import records, rundir
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
+from pyvxlan.daemon.endpoints import Endpoints
+from pyvxlan.daemon.errors import DaemonError, InvalidError
+from pyvxlan.daemon.kv import Store
+from pyvxlan.daemon.kv.open import open_store
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import Host
+from pyvxlan.daemon.net import Net
+from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.state import State
+
+log = logging.getLogger(__name__)
+
+RUN_FILES = ("api.sock", "forwarder.*", "successor.*", "lock")
+STATE_FILES = ("endpoints/*", "host.json", "host.invalid", "host-id", "lock")
+NOWHERE = IPv4Address("0.0.0.0")
+
+
+async def clean_up(settings: Settings) -> Sequence[str]:
+    """Removes everything; returns what could not be, each in a line for people.
+
+    Raises:
+        ConflictError: A daemon runs here; nothing was removed.
+    """
+    failures: list[str] = []
+    if not settings.run_dir.exists() and not settings.state_dir.exists():
+        return failures
+    with rundir.held(settings.run_dir):
+        local = LocalRecords(settings.state_dir)
+        try:
+            await _remove_from_kernel(settings, local, failures)
+            await _tried("withdraw from the store", _withdraw(settings, local), failures)
+            if not failures:
+                for endpoint_id in list(local.endpoints):
+                    local.remove(endpoint_id)
+        finally:
+            local.close()
+        if not failures:
+            _remove_files(settings.state_dir, STATE_FILES)
+            _remove_files(settings.run_dir, RUN_FILES)
+    log.info("cleanup ended failures=%d", len(failures))
+    return failures
+
+
+async def _remove_from_kernel(settings: Settings, local: LocalRecords, failures: list[str]) -> None:
+    dataplane = UserspaceDataplane(settings, NOWHERE)
+    await _tried("end the forwarder", dataplane.stop(kill=True), failures)
+    net = Net(settings, local)
+    try:
+        await _tried("remove links", net.cleanup(), failures)
+    finally:
+        await net.close()
+
+
+async def _withdraw(settings: Settings, local: LocalRecords) -> None:
+    """Removes this host's endpoints, then its own records."""
+    store = await open_store(settings.store)
+    try:
+        host = await _recorded_host(store, local.host_id)
+        state = State(store, host)
+        membership = Membership(store, state, host)
+        rng = Random(secrets.randbits(64))  # noqa: S311 - not used: nothing is created
+        networks = Networks(store, state, host, cluster=lambda: membership.cluster, rng=rng)
+        endpoints = Endpoints(store, state, host, networks, token=membership.token, rng=rng)
+        for endpoint in await endpoints.all():
+            if endpoint.host_id == host.id:
+                await endpoints.delete(endpoint)
+        await membership.withdraw()
+    finally:
+        await store.close()
+
+
+async def _recorded_host(store: Store, host_id: str) -> Host:
+    """The host as the store has it; one without a VTEP if it has none."""
+    item = await store.get(records.host_key(host_id))
+    with contextlib.suppress(InvalidError):
+        if item:
+            return records.parse_host(host_id, item.value)
+    return Host(host_id, "", NOWHERE, 0, "", "")
+
+
+async def _tried(what: str, work: Awaitable[None], failures: list[str]) -> None:
+    try:
+        await work
+    except DaemonError as error:
+        failures.append(f"could not {what}: {error}")
+    except ExceptionGroup as group:
+        failures += [f"could not {what}: {error}" for error in group.exceptions]
+
+
+def _remove_files(directory: Path, patterns: Sequence[str]) -> None:
+    """Removes our files, and directories that are empty then."""
+    for pattern in patterns:
+        for path in directory.glob(pattern):
+            path.unlink(missing_ok=True)
+    for path in (directory / "endpoints", directory / "netns", directory):
+        with contextlib.suppress(OSError):
+            path.rmdir()

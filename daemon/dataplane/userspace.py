@@ -1,0 +1,359 @@
+"""The data plane in a process of its own: finds the forwarder or starts one, and keeps it running.
+
+The daemon holds duplicates of every descriptor that the forwarder works with. So a forwarder that
+dies takes nothing with it: the next one gets the same sockets and ports, and not even the ports'
+queues were without an owner. One of another version is replaced while both run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import asdict
+
+from pyvxlan import __version__
+from pyvxlan._dataplane import open_tap, open_underlay
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.dataplane import process
+from pyvxlan.daemon.dataplane.protocol import NetworkTables, PortConfig, TableUpdate
+from pyvxlan.daemon.errors import DataplaneError
+from pyvxlan.daemon.model import Address
+from pyvxlan.errors import ForwarderLostError, ForwarderRefusedError
+from pyvxlan.forwarder import protocol as wire
+from pyvxlan.forwarder.channel import close_descriptors
+from pyvxlan.forwarder.client import ForwarderClient, PortDescriptors
+
+log = logging.getLogger(__name__)
+
+START_S = 15.0
+"""How long a forwarder may take to answer for the first time."""
+ANSWER_S = 5.0
+WAIT_S = 3.0
+"""How long a call waits for a forwarder that is being replaced."""
+RETRY_S = (0.0, 0.1, 0.3, 1.0, 3.0)
+"""Pauses between attempts to start a forwarder; the last one repeats."""
+
+
+class UserspaceDataplane:
+    """A `Dataplane` in the forwarder process.
+
+    Args:
+        settings: For the run directory, port, workers, checksum and the forwarder's user.
+        vtep: Underlay address of this host.
+    """
+
+    def __init__(self, settings: Settings, vtep: Address) -> None:
+        self.restarts = 0
+        """How often the forwarder was replaced since `start`."""
+        self._settings = settings
+        self._vtep = str(vtep)
+        self._files = process.ForwarderFiles(settings.run_dir)
+        self._client: ForwarderClient | None = None
+        self._hello: wire.Hello | None = None
+        self._underlay: tuple[int, ...] = ()
+        self._ports: dict[int, tuple[wire.Attachment, PortDescriptors]] = {}
+        self._ready = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Finds the forwarder of a daemon before this one, or starts one; keeps it running.
+
+        Raises:
+            DataplaneError: Its UDP port is taken, or it can't be started.
+        """
+        with _explained():
+            await self._ensure_client()
+        self._tasks.append(asyncio.create_task(self._keep()))
+
+    async def stop(self, *, kill: bool) -> None:
+        """Lets go of the forwarder; with `kill`, ends it."""
+        self._ready.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        self._release()
+        if kill:
+            for files in (self._files.successor, self._files):
+                await process.end(files)
+
+    async def dump(self) -> Mapping[int, NetworkTables]:
+        """Reads back all that is attached."""
+        async with self._connected() as client:
+            return {vni: _tables(state) for vni, state in (await client.dump()).items()}
+
+    async def adopt_netns(self, vni: int) -> int | None:
+        """Gives a new descriptor of the namespace that a port was attached with."""
+        held = self._ports.get(vni)
+        return os.dup(held[1].netns) if held else None
+
+    async def attach(self, netns_fd: int, name: str, port: PortConfig) -> None:
+        """Opens the TAP of that name, creating it if need be, and forwards for its VNI."""
+        async with self._connected() as client:
+            queues = await asyncio.to_thread(
+                open_tap, netns_fd, name, self._settings.workers, port.mtu_bytes
+            )
+            descriptors = PortDescriptors(tuple(queues), os.dup(netns_fd))
+            settings = wire.Attachment(**asdict(port))
+            try:
+                await client.attach(settings, descriptors.queues, descriptors.netns)
+            except BaseException:
+                descriptors.close()
+                raise
+            self._forget_port(port.vni)
+            self._ports[port.vni] = (settings, descriptors)
+
+    async def detach(self, vni: int) -> None:
+        """Stops forwarding for a VNI; its TAP goes with the last descriptor."""
+        async with self._connected() as client:
+            await client.detach(vni)
+            self._forget_port(vni)
+
+    async def apply(self, update: TableUpdate) -> None:
+        """Changes one network's tables, all or nothing."""
+        async with self._connected() as client:
+            await client.update([_wire_update(update)])
+
+    async def stats(self) -> Mapping[str, object]:
+        """Counters of workers, underlay and networks, and which forwarder they are of."""
+        async with self._connected() as client:
+            counters = await client.stats()
+            hello = self._hello
+            return {
+                "workers": counters.workers,
+                "underlay": counters.underlay,
+                "networks": counters.networks,
+                "restarts": self.restarts,
+                "pid": hello.pid if hello else 0,
+                "since": hello.since if hello else 0.0,
+            }
+
+    async def lost(self) -> None:
+        """Returns when a port died or the forwarder was replaced."""
+        await self._lost.wait()
+        self._lost.clear()
+
+    # The forwarder comes and goes
+
+    @contextlib.asynccontextmanager
+    async def _connected(self) -> AsyncIterator[ForwarderClient]:
+        """Gives the connection; waits a moment if the forwarder is just being replaced."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                await self._ready.wait()
+        except TimeoutError:
+            raise DataplaneError(
+                f"the forwarder does not run; see {self._files.log}, it is started again"
+            ) from None
+        assert self._client is not None
+        with _explained():
+            yield self._client
+
+    async def _keep(self) -> None:
+        """Replaces a forwarder that is gone, as often as it takes."""
+        while True:
+            assert self._client is not None
+            events = asyncio.create_task(self._follow(self._client))
+            try:
+                await self._client.wait_lost()
+            finally:
+                events.cancel()
+            self._ready.clear()
+            log.warning(
+                "forwarder lost, started again pid=%d", self._hello.pid if self._hello else 0
+            )
+            await self._replace()
+            self.restarts += 1
+            self._lost.set()
+
+    async def _replace(self) -> None:
+        attempt = 0
+        while True:
+            await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+            attempt += 1
+            try:
+                with _explained():
+                    await self._ensure_client()
+            except DataplaneError as error:
+                log.error("forwarder not started attempt=%d cause=%s", attempt, error)
+            else:
+                return
+
+    async def _follow(self, client: ForwarderClient) -> None:
+        """Tells of ports that died."""
+        with contextlib.suppress(ForwarderLostError):
+            while True:
+                event = await client.next_event()
+                log.info("forwarder event kind=%s subject=%s", event.kind, event.subject)
+                self._lost.set()
+
+    async def _ensure_client(self) -> None:
+        """Connects to a forwarder that is as the settings say, whatever that takes."""
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+        found = await self._find()
+        if found is None:
+            client, hello = await self._spawn({})
+        else:
+            client, hello = found
+            if not self._fits(hello):
+                client, hello = await self._succeed(client, hello)
+        self._client, self._hello = client, hello
+        self._ready.set()
+        log.info("forwarder connected pid=%d version=%s", hello.pid, hello.version)
+
+    async def _find(self) -> tuple[ForwarderClient, wire.Hello] | None:
+        """Connects to the forwarder that runs, and takes duplicates of what it holds.
+
+        One that does not answer, or speaks another protocol, is ended.
+        """
+        try:
+            client = await ForwarderClient.connect(self._files.socket, timeout_s=ANSWER_S)
+            try:
+                hello = await client.hello()
+                if hello.protocol != wire.PROTOCOL_VERSION:
+                    raise wire.ProtocolError(
+                        f"protocol {hello.protocol} of the forwarder is not ours"
+                    )
+                await self._take_over(client)
+            except BaseException:
+                await client.close()
+                raise
+        except (ForwarderLostError, ForwarderRefusedError, wire.ProtocolError) as error:
+            log.info("no forwarder found cause=%s", error)
+            await process.end(self._files)
+            return None
+        return client, hello
+
+    async def _take_over(self, client: ForwarderClient) -> None:
+        handover = await client.handover()
+        self._release()
+        self._underlay = handover.underlay
+        self._ports = {
+            vni: (handover.networks[vni].port, descriptors)
+            for vni, descriptors in handover.ports.items()
+        }
+
+    def _fits(self, hello: wire.Hello) -> bool:
+        return hello.version == __version__ and self._has_our_underlay(hello)
+
+    def _has_our_underlay(self, hello: wire.Hello) -> bool:
+        return (hello.address, hello.port, hello.workers) == (
+            self._vtep,
+            self._settings.port,
+            self._settings.workers,
+        )
+
+    async def _succeed(
+        self, old: ForwarderClient, hello: wire.Hello
+    ) -> tuple[ForwarderClient, wire.Hello]:
+        """Replaces a forwarder that does not fit; with the same underlay, while both run."""
+        log.info("forwarder replaced pid=%d version=%s", hello.pid, hello.version)
+        tables = await old.dump()
+        try:
+            if not self._has_our_underlay(hello):
+                # Only its end frees the port.
+                await process.end(self._files)
+                close_descriptors(self._underlay)
+                self._underlay = ()
+            successor = await self._spawn(tables)
+            if old.connected:
+                await old.shutdown()
+        finally:
+            await old.close()
+        return successor
+
+    async def _spawn(
+        self, tables: Mapping[int, wire.NetworkState]
+    ) -> tuple[ForwarderClient, wire.Hello]:
+        """Starts a forwarder and gives it all descriptors that are held, and `tables`."""
+        if not self._underlay:
+            self._underlay = tuple(await asyncio.to_thread(self._open_underlay))
+        settings, files = self._settings, self._files.successor
+        await process.end(files)
+        await asyncio.to_thread(process.spawn, files, settings.forwarder_user, settings.log_level)
+        client = await ForwarderClient.connect(files.socket, timeout_s=START_S)
+        try:
+            await client.configure(self._underlay, settings.workers, self._vtep, settings.port)
+            for attachment, descriptors in self._ports.values():
+                await client.attach(attachment, descriptors.queues, descriptors.netns)
+            await client.update(
+                wire.TableUpdate(vni, state.fdb, (), state.neighbours, state.flood)
+                for vni, state in tables.items()
+                if vni in self._ports
+            )
+            hello = await client.hello()
+            process.promote(self._files)
+        except BaseException as error:
+            await client.close()
+            await process.end(files)
+            if isinstance(error, ForwarderLostError):
+                raise DataplaneError(
+                    f"the forwarder ended right after its start; see {self._files.log}"
+                ) from error
+            raise
+        return client, hello
+
+    def _open_underlay(self) -> list[int]:
+        settings = self._settings
+        try:
+            return open_underlay(
+                self._vtep, settings.port, settings.workers, checksum=settings.outer_checksum
+            )
+        except OSError as error:
+            where = f"UDP port {settings.port} of {self._vtep}"
+            if error.errno == errno.EADDRINUSE:
+                raise DataplaneError(
+                    f"{where} is taken: stop what listens there (ss -ulpn 'sport = "
+                    f":{settings.port}'), or set --port to the same other port on all hosts"
+                ) from error
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise DataplaneError(
+                    f"{self._vtep} is no address of this host: set --advertise to one that is"
+                ) from error
+            raise DataplaneError(f"{where} can't be opened: {error.strerror or error}") from error
+
+    def _forget_port(self, vni: int) -> None:
+        if held := self._ports.pop(vni, None):
+            held[1].close()
+
+    def _release(self) -> None:
+        """Closes all duplicates."""
+        close_descriptors(self._underlay)
+        self._underlay = ()
+        for vni in tuple(self._ports):
+            self._forget_port(vni)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns the forwarder's and the kernel's refusals into DataplaneError."""
+    try:
+        yield
+    except (ForwarderLostError, ForwarderRefusedError, wire.ProtocolError) as error:
+        raise DataplaneError(f"forwarder: {error}") from error
+    except (OSError, ValueError) as error:
+        raise DataplaneError(f"the port can't be opened: {error}") from error
+
+
+def _tables(state: wire.NetworkState) -> NetworkTables:
+    return NetworkTables(
+        port=PortConfig(**asdict(state.port)),
+        fdb=state.fdb,
+        neighbours=state.neighbours,
+        flood=tuple(state.flood),
+        port_alive=state.port_alive,
+    )
+
+
+def _wire_update(update: TableUpdate) -> wire.TableUpdate:
+    return wire.TableUpdate(update.vni, update.add, update.remove, update.neighbours, update.flood)

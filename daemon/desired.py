@@ -1,0 +1,229 @@
+"""What this host should have, derived from what the store says and what is attached here. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network
+
+from pyvxlan.daemon.dataplane import PortConfig
+from pyvxlan.daemon.ipam import mac_for, with_prefix
+from pyvxlan.daemon.model import (
+    Address,
+    Cidr,
+    Endpoint,
+    Host,
+    LocalEndpoint,
+    Network,
+    gateway_host_ifname,
+    host_ifname,
+)
+from pyvxlan.daemon.net import (
+    BRIDGE,
+    GATEWAY_BRIDGE,
+    Attachment,
+    Gateway,
+    Link,
+    Overlay,
+    Route,
+    Veth,
+)
+
+FLOOD_RATE_OPTION = "flood-rate"
+_ANYWHERE = IPv4Network("0.0.0.0/0")
+_FLOOD_RATE = PortConfig(vni=1, mtu_bytes=1450).flood_rate
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is the same for all networks of this host."""
+
+    host: Host
+    alias: str
+    """Marks links as this daemon's; an endpoint's id follows it."""
+    gateway_mtu_bytes: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """What the data plane should hold for a network; addresses are text."""
+
+    fdb: Mapping[bytes, str] = field(default_factory=dict)
+    neighbours: Mapping[str, bytes] = field(default_factory=dict)
+    flood: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WantedNetwork:
+    """A network as this host should have it.
+
+    `tables` is None while the store has not told the network's endpoints: what the data plane
+    holds then stays as it is.
+    """
+
+    id: str
+    overlay: Overlay
+    port: PortConfig
+    tables: Tables | None
+    attachments: tuple[Attachment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """All that this host should have; with `hold`, what is not listed is left alone."""
+
+    networks: Mapping[str, WantedNetwork] = field(default_factory=dict)
+    gateway: Gateway | None = None
+    hold: bool = False
+
+
+def wanted_network(
+    site: Site,
+    network: Network,
+    *,
+    netns: str,
+    local: Sequence[tuple[LocalEndpoint, Endpoint]],
+    endpoints: Mapping[str, Endpoint] | None,
+    hosts: Mapping[str, Host],
+) -> WantedNetwork:
+    """Says what this host should have of a network.
+
+    Args:
+        site: This host.
+        network: The network.
+        netns: File name of its namespace here.
+        local: This host's endpoints in it that have a living sandbox.
+        endpoints: All endpoints in it, on all hosts, or None if the store has not told.
+        hosts: All hosts, by id.
+    """
+    return WantedNetwork(
+        id=network.id,
+        overlay=Overlay(netns, _bridge(network), Link(b"", network.mtu_bytes, master=BRIDGE)),
+        port=PortConfig(
+            network.vni, network.mtu_bytes, network.multicast, _flood_rate(network.options)
+        ),
+        tables=None if endpoints is None else wanted_tables(site.host, endpoints, hosts),
+        attachments=tuple(
+            _attachment(site, network, netns, here, endpoint)
+            for here, endpoint in sorted(local, key=lambda pair: pair[0].id)
+        ),
+    )
+
+
+def wanted_tables(
+    this: Host, endpoints: Mapping[str, Endpoint], hosts: Mapping[str, Host]
+) -> Tables:
+    """Derives a network's tables from its endpoints; of several claims the newest counts.
+
+    The order of `endpoints` is the order in which they were seen. An endpoint whose host is not
+    known, or has an underlay address of the other IP version, can't be reached and is left out.
+    """
+    owners: dict[bytes, str] = {}
+    neighbours: dict[Address, tuple[str, bytes]] = {}
+    for endpoint in endpoints.values():
+        owners.pop(endpoint.mac, None)
+        owners[endpoint.mac] = endpoint.host_id
+        for address in endpoint.addresses:
+            neighbours[address.ip] = (endpoint.host_id, endpoint.mac)
+    vteps = {
+        host_id: str(hosts[host_id].vtep)
+        for host_id in {endpoint.host_id for endpoint in endpoints.values()}
+        if host_id != this.id
+        and host_id in hosts
+        and hosts[host_id].vtep.version == this.vtep.version
+    }
+    return Tables(
+        fdb={mac: vteps[host_id] for mac, host_id in owners.items() if host_id in vteps},
+        neighbours={
+            str(address): mac for address, (host_id, mac) in neighbours.items() if host_id in vteps
+        },
+        flood=tuple(sorted(set(vteps.values()))),
+    )
+
+
+def wanted_gateway(site: Site, networks: Iterable[WantedNetwork]) -> Gateway | None:
+    """Says what the gateway bridge should be; None if no endpoint needs one."""
+    uplinks = (
+        attachment.uplink
+        for network in networks
+        for attachment in network.attachments
+        if attachment.uplink
+    )
+    uplink = next(uplinks, None)
+    if uplink is None:
+        return None
+    (address,) = uplink.inner.addresses
+    gateway = _gateway_of(address.network)
+    return Gateway(
+        Link(
+            mac=mac_for(gateway),
+            mtu_bytes=site.gateway_mtu_bytes,
+            addresses=frozenset({with_prefix(gateway, address.network)}),
+        )
+    )
+
+
+def _bridge(network: Network) -> Link:
+    gateways = [subnet.gateway for subnet in network.subnets]
+    first = min(gateways, key=lambda address: address.version)
+    return Link(
+        mac=mac_for(first),
+        mtu_bytes=network.mtu_bytes,
+        ipv6=any(gateway.version == 6 for gateway in gateways),
+        addresses=frozenset(with_prefix(subnet.gateway, subnet.cidr) for subnet in network.subnets),
+    )
+
+
+def _attachment(
+    site: Site, network: Network, netns: str, here: LocalEndpoint, endpoint: Endpoint
+) -> Attachment:
+    alias = f"{site.alias} {here.id}"
+    held = {address.network for address in endpoint.addresses}
+    versions = {address.version for address in endpoint.addresses}
+    overlay = Veth(
+        netns=netns,
+        outer_name=host_ifname(here.id),
+        outer=Link(b"", network.mtu_bytes, master=BRIDGE),
+        inner_name=here.ifname,
+        inner=Link(
+            mac=endpoint.mac,
+            mtu_bytes=network.mtu_bytes,
+            ipv6=6 in versions,
+            addresses=frozenset(endpoint.addresses),
+            routes=frozenset(
+                Route(subnet.cidr)
+                for subnet in network.subnets
+                if subnet.cidr not in held and subnet.cidr.version in versions
+            ),
+        ),
+        alias=alias,
+    )
+    return Attachment(here.id, here.sandbox, overlay, _uplink(site, here, alias))
+
+
+def _uplink(site: Site, here: LocalEndpoint, alias: str) -> Veth | None:
+    address = here.gateway_address
+    if address is None or not here.gateway_ifname:
+        return None
+    return Veth(
+        netns="",
+        outer_name=gateway_host_ifname(here.id),
+        outer=Link(b"", site.gateway_mtu_bytes, master=GATEWAY_BRIDGE, isolated=True),
+        inner_name=here.gateway_ifname,
+        inner=Link(
+            mac=mac_for(address.ip),
+            mtu_bytes=site.gateway_mtu_bytes,
+            addresses=frozenset({address}),
+            routes=frozenset({Route(_ANYWHERE, _gateway_of(address.network))}),
+        ),
+        alias=alias,
+    )
+
+
+def _gateway_of(subnet: Cidr) -> Address:
+    return subnet[1]
+
+
+def _flood_rate(options: Mapping[str, str]) -> int:
+    text = options.get(FLOOD_RATE_OPTION, "")
+    return int(text) if text.isascii() and text.isdigit() and int(text) else _FLOOD_RATE

@@ -1,0 +1,305 @@
+"""Endpoints in the store: found, created, removed, each by exact transactions (docs/schema.md).
+
+An address, a name and a chosen MAC are claims, created and deleted in one transaction with the
+endpoint's record. Creation checks the host's fencing token, so that a host that was taken for
+dead can't write, and the network's revision, so that one being removed gets no new endpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from random import Random
+
+from pyvxlan.daemon import ipam, records
+from pyvxlan.daemon.errors import (
+    ConflictError,
+    ExhaustedError,
+    InvalidError,
+    NotFoundError,
+    StoreConflictError,
+    StoreUncertainError,
+)
+from pyvxlan.daemon.kv import ABSENT, PRESENT, Check, Delete, Store, Write
+from pyvxlan.daemon.kv.store import Revision
+from pyvxlan.daemon.model import (
+    Address,
+    Cidr,
+    Endpoint,
+    Host,
+    Interface,
+    Network,
+    format_mac,
+)
+from pyvxlan.daemon.networks import Networks, parsed_endpoint
+from pyvxlan.daemon.requests import EndpointWish
+from pyvxlan.daemon.state import State
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 16
+SHOWN = 5
+"""Endpoints that a message names before it counts the rest."""
+
+
+class Endpoints:
+    """What this host may do with endpoints.
+
+    Args:
+        store: The shared store.
+        state: What this host knows already; spares reads, decides nothing.
+        host: This host.
+        networks: Finds the networks.
+        token: Gives the fencing token, or raises while there is none.
+        rng: For addresses after a conflict.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        host: Host,
+        networks: Networks,
+        *,
+        token: Callable[[], Revision],
+        rng: Random,
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._host = host
+        self._networks = networks
+        self._token = token
+        self._rng = rng
+        self._cursors: dict[Cidr, Address] = {}
+
+    async def all(self, network_id: str | None = None) -> list[Endpoint]:
+        """Reads the endpoints of one network or of all, on all hosts, by name and id."""
+        prefix = records.endpoints_prefix(network_id) if network_id else "ep/"
+        items = await self._store.list(prefix)
+        found = [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
+        return sorted(found, key=lambda endpoint: (endpoint.network_id, endpoint.name, endpoint.id))
+
+    async def find(self, ref: str) -> Endpoint:
+        """Finds an endpoint by id, by a prefix of it, by name, or by `name.network`.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: Several fit.
+        """
+        every = await self.all()
+        names = {network.id: network.name for network in await self._networks.all()}
+        fitting = [e for e in every if e.id == ref]
+        fitting = fitting or [
+            e
+            for e in every
+            if e.name and ref in {e.name, f"{e.name}.{names.get(e.network_id, e.network_id)}"}
+        ]
+        fitting = fitting or [e for e in every if e.id.startswith(ref) and ref]
+        if not fitting:
+            raise NotFoundError(f"no endpoint {ref!r}: see pyvxlan endpoint ls")
+        if len(fitting) > 1:
+            shown = ", ".join(
+                f"{e.name or '-'}.{names.get(e.network_id, e.network_id)} ({e.id[:12]})"
+                for e in fitting[:SHOWN]
+            )
+            raise ConflictError(
+                f"endpoint {ref!r} is ambiguous: {shown}; use NAME.NETWORK or an id"
+            )
+        return fitting[0]
+
+    async def create(self, network_ref: str, wish: EndpointWish) -> Endpoint:
+        """Creates an endpoint of this host: record, addresses, name and MAC in one step."""
+        taken: set[Address] | None = None
+        for attempt in range(ATTEMPTS):
+            found = await self._networks.find(network_ref)
+            network = found.network
+            if network.state != "up":
+                raise ConflictError(
+                    f"network {network.name} is being removed: run network rm again to finish"
+                )
+            taken = await self._taken(network, fresh=attempt > 0)
+            addresses = self._choose_addresses(network, wish, taken, fresh=attempt > 0)
+            mac = wish.mac or ipam.mac_for(addresses[0].ip)
+            _check_mac(network, addresses, mac)
+            endpoint = Endpoint(
+                id=secrets.token_hex(16),
+                network_id=network.id,
+                host_id=self._host.id,
+                mac=mac,
+                addresses=addresses,
+                name=wish.name,
+                aliases=wish.aliases,
+                hostname=wish.hostname,
+                container_id=wish.container_id,
+            )
+            try:
+                await self.publish(endpoint, found.item.revision)
+            except StoreConflictError:
+                await self._explain_endpoint(network, endpoint, wish)
+                continue
+            for address in addresses:
+                self._cursors[address.network] = address.ip
+            log.info("endpoint created endpoint=%s network=%s", endpoint.id, network.id)
+            return endpoint
+        raise StoreConflictError(
+            f"network {network_ref}: too many others take addresses; try again"
+        )
+
+    async def publish(self, endpoint: Endpoint, network_revision: Revision | None = None) -> None:
+        """Writes an endpoint of this host and its claims, if all of them are free.
+
+        Raises:
+            StoreConflictError: Something is taken, the network changed, or this host was
+                taken for dead; nothing was written.
+        """
+        key = records.endpoint_key(endpoint.network_id, endpoint.id)
+        claims = records.endpoint_claims(endpoint)
+        checks = [
+            Check(records.alive_key(self._host.id), self._token()),
+            Check(
+                records.network_key(endpoint.network_id),
+                PRESENT if network_revision is None else network_revision,
+            ),
+            Check(key, ABSENT),
+            *(Check(claim, ABSENT) for claim in claims),
+        ]
+        ops = [
+            Write(key, records.emit_endpoint(endpoint)),
+            *(Write(claim, records.emit(endpoint.id)) for claim in claims),
+        ]
+        try:
+            await self._store.txn(checks, ops)
+        except StoreUncertainError:
+            if await self._store.get(key) is None:
+                raise
+
+    async def restore(self, endpoint: Endpoint) -> None:
+        """Publishes an endpoint of this host again whose record the store has lost.
+
+        Raises:
+            ConflictError: Its name, address or MAC belongs to another by now.
+            StoreConflictError: Something else is in the way; try again.
+        """
+        try:
+            await self.publish(endpoint)
+        except StoreConflictError:
+            for claim in records.endpoint_claims(endpoint):
+                item = await self._store.get(claim)
+                if item and (owner := records.parse_claim(item.value)) != endpoint.id:
+                    network = (await self._networks.find(endpoint.network_id)).network
+                    holder = await self._describe(network, owner)
+                    raise ConflictError(f"{claim} belongs to {holder} by now") from None
+            raise
+
+    async def delete(
+        self, endpoint: Endpoint, *, orphan: bool = False, guard: Check | None = None
+    ) -> bool:
+        """Removes an endpoint with its claims; tells whether it was there.
+
+        With `orphan`, only if its host is not alive; with `guard`, only if that holds too.
+
+        Raises:
+            StoreConflictError: The host is alive after all, or `guard` does not hold.
+        """
+        key = records.endpoint_key(endpoint.network_id, endpoint.id)
+        checks = [Check(key, PRESENT)]
+        if orphan:
+            checks.append(Check(records.alive_key(endpoint.host_id), ABSENT))
+        if guard:
+            checks.append(guard)
+        ops = [Delete(key), *(Delete(claim) for claim in records.endpoint_claims(endpoint))]
+        try:
+            await self._store.txn(checks, ops)
+        except StoreConflictError:
+            if await self._store.get(key) is None:
+                return False
+            raise
+        except StoreUncertainError:
+            if await self._store.get(key) is not None:
+                raise
+        log.info("endpoint removed endpoint=%s network=%s", endpoint.id, endpoint.network_id)
+        return True
+
+    async def _taken(self, network: Network, *, fresh: bool) -> set[Address]:
+        """Lists the addresses that are not free; without `fresh`, from memory where it can."""
+        if not fresh and self._state.joined(network.id):
+            endpoints = self._state.endpoints[network.id].values()
+            taken: set[Address] = {a.ip for e in endpoints for a in e.addresses}
+            return taken | {subnet.gateway for subnet in network.subnets}
+        prefix = records.addresses_prefix(network.id)
+        claims = await self._store.list(prefix)
+        return {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
+
+    def _choose_addresses(
+        self, network: Network, wish: EndpointWish, taken: set[Address], *, fresh: bool
+    ) -> tuple[Interface, ...]:
+        chosen: list[Interface] = []
+        for version, text in ((4, wish.ip), (6, wish.ip6)):
+            subnets = [subnet for subnet in network.subnets if subnet.cidr.version == version]
+            if text:
+                chosen.append(ipam.static_address(text, version, network.subnets))
+                continue
+            address = None
+            for subnet in subnets:
+                address = ipam.pick_address(
+                    subnet,
+                    taken,
+                    cursor=self._cursors.get(subnet.cidr),
+                    rng=self._rng if fresh else None,
+                )
+                if address:
+                    chosen.append(ipam.with_prefix(address, subnet.cidr))
+                    break
+            if subnets and address is None:
+                shown = ", ".join(str(subnet.ip_range or subnet.cidr) for subnet in subnets)
+                raise ExhaustedError(
+                    f"network {network.name} has no free address in {shown}: detach endpoints, or "
+                    "create a network with a larger subnet"
+                )
+        return tuple(chosen)
+
+    async def _explain_endpoint(
+        self, network: Network, endpoint: Endpoint, wish: EndpointWish
+    ) -> None:
+        """Raises if something that the user chose is taken; else it is worth another try."""
+        chosen = [
+            (records.address_key(network.id, address.ip), f"address {address.ip}")
+            for address in endpoint.addresses
+            if (wish.ip if address.version == 4 else wish.ip6)
+        ]
+        if wish.name:
+            key = records.endpoint_name_key(network.id, wish.name)
+            chosen.append((key, f"name {wish.name}"))
+        if wish.mac:
+            chosen.append((records.mac_key(network.id, wish.mac), f"MAC {format_mac(wish.mac)}"))
+        for key, what in chosen:
+            if claim := await self._store.get(key):
+                holder = await self._describe(network, records.parse_claim(claim.value))
+                raise ConflictError(
+                    f"{what} is taken in network {network.name} by {holder}: choose another"
+                )
+
+    async def _describe(self, network: Network, endpoint_id: str) -> str:
+        item = await self._store.get(records.endpoint_key(network.id, endpoint_id))
+        endpoint = parsed_endpoint(item) if item else None
+        if endpoint is None:
+            return f"endpoint {endpoint_id[:12]}"
+        host = self._state.hosts.get(endpoint.host_id)
+        return (
+            f"endpoint {endpoint.name or endpoint.id[:12]} on host "
+            f"{host.name if host else endpoint.host_id[:12]}"
+        )
+
+
+def _check_mac(network: Network, addresses: Sequence[Interface], mac: bytes) -> None:
+    """Refuses a chosen MAC that belongs by rule to another address of the network."""
+    for subnet in network.subnets:
+        if subnet.cidr.version == 6 or mac[:2] != b"\x02\x42":
+            continue
+        owner = ipam.address_in(subnet.cidr, mac[2:])
+        if owner and all(address.ip != owner for address in addresses):
+            raise InvalidError(
+                f"MAC {format_mac(mac)} is that of address {owner} in network {network.name}: "
+                f"choose another, or take --ip {owner} with it"
+            )

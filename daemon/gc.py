@@ -1,0 +1,122 @@
+"""Removes what hosts left behind that are gone for good: endpoints, claims, their own records.
+
+One host of the cluster does it, the one that holds `gc/leader`. It takes a host for dead only
+after it has seen `alive/<host>` absent twice, `OBSERVE_S` apart, and for the whole grace time of
+its own clock, while its own view was fresh all along. Every removal is checked again in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pyvxlan.daemon import records
+from pyvxlan.daemon.endpoints import Endpoints
+from pyvxlan.daemon.errors import DaemonError, InvalidError, StoreConflictError
+from pyvxlan.daemon.kv import ABSENT, Check, Delete, Store, Write
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import Endpoint, Host
+from pyvxlan.daemon.state import State
+
+log = logging.getLogger(__name__)
+
+OBSERVE_S = 30.0
+
+
+class Collector:
+    """Collects on behalf of the cluster, while this host leads.
+
+    Args:
+        store: The shared store.
+        state: Tells who is alive, and whether that is fresh.
+        membership: Its session carries the leadership.
+        endpoints: Removes endpoints.
+        host: This host.
+    """
+
+    def __init__(
+        self, store: Store, state: State, membership: Membership, endpoints: Endpoints, host: Host
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._membership = membership
+        self._endpoints = endpoints
+        self._host = host
+        self._absent_since: dict[str, float] = {}
+
+    async def run(self) -> NoReturn:
+        """Observes every `OBSERVE_S` seconds."""
+        while True:
+            await asyncio.sleep(OBSERVE_S)
+            try:
+                await self.observe(time.monotonic())
+            except DaemonError as error:
+                log.warning("collection broke off cause=%s", error)
+
+    async def observe(self, now_s: float) -> None:
+        """Looks who is absent, and collects those who are for longer than the grace time.
+
+        `now_s` is any clock that runs steadily; the first look at an absent host only notes it.
+
+        Raises:
+            DaemonError: The store failed, or another host leads by now; nothing is half-removed.
+        """
+        guard = await self._lead()
+        if guard is None or not self._state.synced:
+            self._absent_since.clear()
+            return
+        endpoints = await self._endpoints.all()
+        absent = {*self._state.hosts, *(e.host_id for e in endpoints)} - set(self._state.alive)
+        absent.discard(self._host.id)
+        self._absent_since = {id_: self._absent_since.get(id_, now_s) for id_ in absent}
+        grace_s = max(OBSERVE_S, self._state.config.gc_grace_s)
+        for host_id, since_s in self._absent_since.items():
+            if now_s - since_s >= grace_s:
+                theirs = [e for e in endpoints if e.host_id == host_id]
+                await self._collect(host_id, theirs, guard)
+
+    async def _lead(self) -> Check | None:
+        """Takes or keeps the leadership; gives the check that proves it, or None."""
+        session = self._membership.session
+        if session is None:
+            return None
+        item = await self._store.get(records.GC_LEADER)
+        value = records.emit({"hid": self._host.id, "session": session.id})
+        if item is None:
+            write = Write(records.GC_LEADER, value, bound=True)
+            try:
+                await self._store.txn([Check(records.GC_LEADER, ABSENT)], [write], session=session)
+            except StoreConflictError:
+                return None
+            item = await self._store.get(records.GC_LEADER)
+        if item is None or item.value != value:
+            return None
+        return Check(records.GC_LEADER, item.revision)
+
+    async def _collect(self, host_id: str, endpoints: Sequence[Endpoint], guard: Check) -> None:
+        """Removes a dead host's endpoints, then its records; stops if it turns out to be alive."""
+        try:
+            for endpoint in endpoints:
+                await self._endpoints.delete(endpoint, orphan=True, guard=guard)
+            checks = [Check(records.alive_key(host_id), ABSENT), guard]
+            ops = [Delete(records.host_key(host_id))]
+            host = self._state.hosts.get(host_id)
+            claim = await self._store.get(records.vtep_key(host.vtep)) if host else None
+            if claim and _owner(claim.value) == host_id:
+                checks.append(Check(claim.key, claim.revision))
+                ops.append(Delete(claim.key))
+            await self._store.txn(checks, ops)
+        except StoreConflictError as error:
+            log.info("host not collected host=%s cause=%s", host_id, error)
+            return
+        log.warning("host collected host=%s endpoints=%d", host_id, len(endpoints))
+
+
+def _owner(value: bytes) -> str:
+    try:
+        return records.parse_claim(value)
+    except InvalidError:
+        return ""

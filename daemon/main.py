@@ -1,0 +1,311 @@
+"""`pyvxlan-daemon`: builds every object, owns the order of start and stop.
+
+A clean stop ends the control plane only: containers run on and the forwarder goes on forwarding;
+the next start finds both. A start that fails leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else gRPC's handlers crash what a namespace forks
+
+from pyvxlan import __version__
+from pyvxlan.daemon import api, metrics, rundir
+from pyvxlan.daemon.cleanup import clean_up
+from pyvxlan.daemon.config import (
+    SETTINGS,
+    Settings,
+    describe,
+    flag,
+    load_with_origins,
+)
+from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
+from pyvxlan.daemon.dns import NameServers
+from pyvxlan.daemon.errors import DaemonError, NotFoundError
+from pyvxlan.daemon.gc import Collector
+from pyvxlan.daemon.kv.open import open_store, sqlite_path
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import Host
+from pyvxlan.daemon.names import Names
+from pyvxlan.daemon.net import Net
+from pyvxlan.daemon.reconcile import Reconciler
+from pyvxlan.daemon.service import Service
+from pyvxlan.daemon.state import EVERYTHING, State
+from pyvxlan.daemon.status import Status
+from pyvxlan.daemon.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+FIRST_ROUND_S = 10.0
+EPILOG = """\b
+Examples:
+  pyvxlan-daemon
+  pyvxlan-daemon --advertise eth1 --store sqlite:////srv/pyvxlan/store.db
+  pyvxlan-daemon --check-config
+  pyvxlan-daemon --cleanup            # with the daemon stopped
+"""
+
+
+def run() -> None:
+    """Runs the daemon and ends the process."""
+    sys.exit(main(sys.argv[1:], os.environ))
+
+
+def main(args: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Runs the daemon; prints at most one line of error. Returns the exit code."""
+    try:
+        result = command.main(
+            list(args), prog_name="pyvxlan-daemon", standalone_mode=False, obj=environ
+        )
+    except click.UsageError as error:
+        return _fail(f"{error.format_message()} (see pyvxlan-daemon --help)", 2)
+    except click.Abort:
+        return 130
+    except DaemonError as error:
+        return _fail(str(error), 1)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(text: str, exit_code: int) -> int:
+    print(f"pyvxlan-daemon: {text}", file=sys.stderr)
+    return exit_code
+
+
+@click.pass_obj
+def _command(
+    environ: Mapping[str, str],
+    /,
+    *,
+    config: Path | None,
+    check_config: bool,
+    cleanup: bool,
+    **given: str | None,
+) -> int:
+    """Makes overlay networks on this host.
+
+    Every setting may also stand in the configuration file and in the environment: --run-dir is
+    run_dir there, and PYVXLAN_RUN_DIR.
+    """
+    overrides = {name: text for name, text in given.items() if text is not None}
+    settings, origins = load_with_origins(overrides, environ, config)
+    sqlite_path(settings.store)
+    if check_config:
+        click.echo(describe(settings, origins), nl=False)
+        return 0
+    if os.geteuid() != 0:
+        return _fail("must run as root, since it makes namespaces and links: try sudo", 1)
+    _set_up_log(settings.log_level)
+    if cleanup:
+        return _report(asyncio.run(clean_up(settings)))
+    asyncio.run(serve(settings))
+    return 0
+
+
+command = click.Command(
+    "pyvxlan-daemon",
+    callback=_command,
+    help=_command.__doc__,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    params=[
+        click.Option(
+            ["--config"], type=click.Path(path_type=Path), metavar="FILE",
+            help="Configuration file (default /etc/pyvxlan/config.toml, which need not exist).",
+        ),
+        *(
+            click.Option([flag(name)], metavar="VALUE", help=f"{text[0].upper()}{text[1:]}.")
+            for name, text in SETTINGS.items()
+        ),
+        click.Option(["--check-config"], is_flag=True, help="Print the settings in effect."),
+        click.Option(
+            ["--cleanup"], is_flag=True,
+            help="Remove all that the daemon ever made on this host, and its records in the store.",
+        ),
+    ],
+)  # fmt: skip
+click.version_option(__version__, prog_name="pyvxlan-daemon", message="%(prog)s %(version)s")(
+    command
+)
+
+
+def _report(failures: Sequence[str]) -> int:
+    for text in failures:
+        print(f"pyvxlan-daemon: {text}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _set_up_log(level: str) -> None:
+    """Logs to stderr; without the time if systemd's journal writes it anyway."""
+    stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s.%(msecs)03dZ "
+    formatter = logging.Formatter(
+        f"{stamp}%(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
+async def serve(settings: Settings) -> None:
+    """Runs until SIGTERM, SIGINT or SIGHUP.
+
+    Raises:
+        DaemonError: It could not start; whatever it had begun is undone.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        if not stopping.is_set():
+            stopping.set()
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            background = await _start(settings, stack)
+            log.info("daemon started pid=%d run_dir=%s", os.getpid(), settings.run_dir)
+            _notify("READY=1")
+            ended, _ = await asyncio.wait(background, return_when=asyncio.FIRST_COMPLETED)
+            for failed in ended:
+                failed.result()
+    except asyncio.CancelledError:
+        if not stopping.is_set():
+            raise
+    finally:
+        _notify("STOPPING=1")
+    log.info("daemon stopped pid=%d", os.getpid())
+
+
+async def _start(
+    settings: Settings, stack: contextlib.AsyncExitStack
+) -> Sequence[asyncio.Task[None]]:
+    """Starts every part in order; `stack` stops them in the reverse order.
+
+    Returns the tasks that run for as long as the daemon does; one that ends has failed.
+    """
+    stack.enter_context(rundir.held(settings.run_dir))
+    local = LocalRecords(settings.state_dir)
+    stack.callback(local.close)
+    net = Net(settings, local)
+    stack.push_async_callback(net.close)
+    host = Host(
+        id=local.host_id,
+        name=settings.host_name or socket.gethostname(),
+        vtep=await net.detect_advertise(settings.advertise),
+        port=settings.port,
+        incarnation=secrets.token_hex(16),
+        version=__version__,
+    )
+    store = await open_store(settings.store)
+    stack.push_async_callback(store.close)
+    state = State(store, host)
+    stack.push_async_callback(state.close)
+    await state.start({endpoint.network_id for endpoint in local.endpoints.values()})
+    dataplane = UserspaceDataplane(settings, host.vtep)
+    stack.push_async_exit(_Stop(dataplane, local))
+    await dataplane.start()
+    membership = Membership(store, state, host)
+    stack.push_async_callback(membership.close)
+    await membership.register()
+    reconciler = Reconciler(
+        state=state, local=local, net=net, dataplane=dataplane, settings=settings, host=host
+    )
+    service = Service(
+        store=store,
+        state=state,
+        local=local,
+        membership=membership,
+        reconciler=reconciler,
+        net=net,
+        settings=settings,
+        host=host,
+    )
+    names = NameServers(
+        reconciler.sandboxes, Names(state), Upstream(settings.resolvers), net.dns_sockets
+    )
+    stack.push_async_callback(names.close)
+    reconciler.after_round = names.sync
+    reconciler.on_sandbox_lost = partial(_remove_lost, service)
+    status = Status(
+        settings=settings,
+        state=state,
+        local=local,
+        membership=membership,
+        dataplane=dataplane,
+        progress=reconciler,
+        names=names,
+    )
+    background = [
+        asyncio.create_task(reconciler.run(), name="reconciler"),
+        asyncio.create_task(service.keep(), name="repair"),
+        asyncio.create_task(
+            Collector(store, state, membership, service.registry, host).run(), name="collector"
+        ),
+    ]
+    stack.push_async_callback(_end, background)
+    try:
+        await reconciler.settled(EVERYTHING, FIRST_ROUND_S)
+    except DaemonError as error:
+        log.warning("daemon starts unsettled cause=%s", error)
+    if settings.metrics_endpoint:
+        scraped = metrics.Metrics(status.reading, __version__).application()
+        await stack.enter_async_context(metrics.serving(scraped, *settings.metrics_endpoint))
+    app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
+    await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
+    return background
+
+
+class _Stop:
+    """Lets go of the forwarder, and ends it if the daemon failed with nothing attached."""
+
+    def __init__(self, dataplane: UserspaceDataplane, local: LocalRecords) -> None:
+        self._dataplane = dataplane
+        self._local = local
+
+    async def __aenter__(self) -> None:
+        """Nothing to do: `UserspaceDataplane.start` may fail half-way."""
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failed = kind is not None and issubclass(kind, Exception)
+        await self._dataplane.stop(kill=failed and not self._local.endpoints)
+
+
+async def _remove_lost(service: Service, endpoint_id: str) -> None:
+    """Withdraws an endpoint whose sandbox is gone; the command line may have been faster."""
+    with contextlib.suppress(NotFoundError):
+        await service.delete_endpoint(endpoint_id)
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _notify(text: str) -> None:
+    """Tells systemd, if it asked to be told (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = f"\0{address[1:]}"
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.sendto(text.encode(), address)

@@ -1,0 +1,38 @@
+"""The host's kernel: namespaces, links, addresses, routes, nftables, sysctls.
+
+The only package that imports pyroute2. See docs/host.md for what is made, and how it is found
+again.
+"""
+
+from pyvxlan.daemon.net.net import HostRecords, Net
+from pyvxlan.daemon.net.values import (
+    BRIDGE,
+    GATEWAY_BRIDGE,
+    PORT,
+    Attachment,
+    Gateway,
+    Link,
+    Observed,
+    Overlay,
+    Route,
+    Veth,
+    alias_of,
+    faults,
+)
+
+__all__ = [
+    "BRIDGE",
+    "GATEWAY_BRIDGE",
+    "PORT",
+    "Attachment",
+    "Gateway",
+    "HostRecords",
+    "Link",
+    "Net",
+    "Observed",
+    "Overlay",
+    "Route",
+    "Veth",
+    "alias_of",
+    "faults",
+]

@@ -1,0 +1,371 @@
+"""Links, addresses and routes of one network namespace: read in three dumps, written one by one.
+
+Every function takes the namespace's netlink socket. Names are resolved by the dump that the
+caller holds, so that nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import ipaddress
+import socket
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface
+
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_GETADDR,
+    RTM_GETLINK,
+    RTM_GETROUTE,
+    RTM_NEWADDR,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+)
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from pyvxlan.daemon.model import Address, Interface, format_mac
+from pyvxlan.daemon.net.netlink import Attributes, Netlink, attributes, body, number, text
+from pyvxlan.daemon.net.values import Link, Route
+
+IFF_UP = 1
+IFA_F_NODAD = 0x02
+RT_TABLE_MAIN = 254
+RTM_F_CLONED = 0x200
+"""Marks a cached exception, no route that anybody made."""
+RTPROT_STATIC = 4
+RTN_UNICAST = 1
+RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
+
+# Attribute numbers of include/uapi/linux/if_link.h, if_addr.h and rtnetlink.h.
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 18, 20, 26, 29
+_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_DATA, _IFLA_BRPORT_ISOLATED = 1, 5, 33
+_IFLA_INET6_CONF, _DEVCONF_DISABLE_IPV6 = 2, 26
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_RTEXT_FILTER_SKIP_STATS = 1 << 3
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBi")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+
+_LINKS = body(ifinfmsg(), attrs=[("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
+_ADDRESSES = body(ifaddrmsg())
+_ROUTES = (body(rtmsg(), family=socket.AF_INET), body(rtmsg(), family=socket.AF_INET6))
+
+
+@dataclass(frozen=True, slots=True)
+class KernelLink:
+    """A link with what only the kernel's numbering tells.
+
+    `peer` is the index of a veth's other end, in that one's namespace; 0 for other kinds.
+    """
+
+    index: int
+    kind: str
+    peer: int
+    alias: str
+    link: Link
+
+
+def read_links(netlink: Netlink, *, routes: bool = False) -> dict[str, KernelLink]:
+    """Reads all links of the namespace by name, with addresses, and with routes if wanted."""
+    raw = [_read_link(bytes(answer)) for answer in netlink.dump(_LINKS, RTM_GETLINK)]
+    names = {index: name for index, name, _, _ in raw}
+    addresses = _read_addresses(netlink)
+    by_link: Mapping[int, frozenset[Route]] = {}
+    defaults: frozenset[int] = frozenset()
+    if routes:
+        by_link, defaults = _read_routes(netlink)
+    return {
+        name: replace(
+            found,
+            link=replace(
+                found.link,
+                master=names.get(master, ""),
+                addresses=frozenset(addresses.get(index, ())),
+                routes=by_link.get(index, frozenset()),
+                default_routes=defaults,
+            ),
+        )
+        for index, name, master, found in raw
+    }
+
+
+def find(netlink: Netlink, name: str) -> KernelLink | None:
+    """Reads one link, without master, addresses and routes; None if there is none of that name."""
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name), ("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
+    try:
+        return _read_link(bytes(netlink.ask(message, RTM_GETLINK)))[3]
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def create_bridge(netlink: Netlink, name: str, link: Link) -> None:
+    """Makes a bridge, still down: no STP, no forward delay, no multicast snooping.
+
+    Its MTU is left to `shape`: only one that was changed is kept when ports come and go.
+    """
+    _create(
+        netlink,
+        name,
+        [
+            ("IFLA_ADDRESS", format_mac(link.mac)),
+            (
+                "IFLA_LINKINFO",
+                {
+                    "attrs": [
+                        ("IFLA_INFO_KIND", "bridge"),
+                        (
+                            "IFLA_INFO_DATA",
+                            {
+                                "attrs": [
+                                    ("IFLA_BR_FORWARD_DELAY", 0),
+                                    ("IFLA_BR_STP_STATE", 0),
+                                    ("IFLA_BR_MCAST_SNOOPING", 0),
+                                ]
+                            },
+                        ),
+                    ]
+                },
+            ),
+        ],
+    )
+
+
+def create_veth(
+    netlink: Netlink, outer: tuple[str, Link], inner: tuple[str, Link], inner_netns: int
+) -> None:
+    """Makes a pair of named ends, both down; the inner one is made right in its namespace.
+
+    Raises:
+        OSError: EEXIST if either name is taken.
+    """
+    peer = [
+        ("IFLA_IFNAME", inner[0]),
+        ("IFLA_ADDRESS", format_mac(inner[1].mac)),
+        ("IFLA_MTU", inner[1].mtu_bytes),
+        ("IFLA_NET_NS_FD", inner_netns),
+    ]
+    _create(
+        netlink,
+        outer[0],
+        [
+            ("IFLA_MTU", outer[1].mtu_bytes),
+            (
+                "IFLA_LINKINFO",
+                {
+                    "attrs": [
+                        ("IFLA_INFO_KIND", "veth"),
+                        ("IFLA_INFO_DATA", {"attrs": [("VETH_INFO_PEER", {"attrs": peer})]}),
+                    ]
+                },
+            ),
+        ],
+    )
+
+
+def delete(netlink: Netlink, index: int) -> None:
+    """Removes a link; with one end of a veth pair the other goes too."""
+    message = ifinfmsg()
+    message["index"] = index
+    netlink.run(message, RTM_DELLINK)
+
+
+def shape(netlink: Netlink, index: int, link: Link, *, master: int = 0, alias: str = "") -> None:
+    """Gives a link its MAC, MTU and master; what is right already stays.
+
+    Raises:
+        OSError: EXFULL if the master has all the ports that a bridge can have.
+    """
+    fields: list[tuple[str, object]] = [("IFLA_MTU", link.mtu_bytes)]
+    if link.mac:
+        fields.append(("IFLA_ADDRESS", format_mac(link.mac)))
+    if alias:
+        fields.append(("IFLA_IFALIAS", alias))
+    _set(netlink, index, fields)
+    if master:
+        _set(netlink, index, [("IFLA_MASTER", master)])
+        if link.isolated:
+            _isolate(netlink, index)
+
+
+def activate(netlink: Netlink, index: int, link: Link) -> None:
+    """Sets a link up and gives it its addresses."""
+    if link.up:
+        set_up(netlink, index)
+    for address in sorted(link.addresses, key=str):
+        _add_address(netlink, index, address)
+
+
+def add_route(netlink: Netlink, index: int, route: Route) -> None:
+    """Adds a route through a link to the main table.
+
+    Raises:
+        OSError: EEXIST if there is a route to that destination already, whoever made it.
+    """
+    message = rtmsg()
+    message["family"] = socket.AF_INET if route.destination.version == 4 else socket.AF_INET6
+    message["dst_len"] = route.destination.prefixlen
+    message["table"] = RT_TABLE_MAIN
+    message["proto"] = RTPROT_STATIC
+    message["type"] = RTN_UNICAST
+    message["scope"] = RT_SCOPE_UNIVERSE if route.gateway else RT_SCOPE_LINK
+    fields: list[tuple[str, object]] = [("RTA_OIF", index)]
+    if route.destination.prefixlen:
+        fields.append(("RTA_DST", str(route.destination.network_address)))
+    if route.gateway:
+        fields.append(("RTA_GATEWAY", str(route.gateway)))
+    message["attrs"] = fields
+    netlink.run(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
+
+
+def set_up(netlink: Netlink, index: int) -> None:
+    """Sets a link up."""
+    message = ifinfmsg()
+    message["index"] = index
+    message["flags"] = message["change"] = IFF_UP
+    netlink.run(message, RTM_NEWLINK)
+
+
+def _create(netlink: Netlink, name: str, fields: Iterable[tuple[str, object]]) -> None:
+    message = ifinfmsg()
+    message["attrs"] = [("IFLA_IFNAME", name), *fields]
+    netlink.run(message, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL)
+
+
+def _set(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None:
+    message = ifinfmsg()
+    message["index"] = index
+    message["attrs"] = fields
+    # NEWLINK without CREATE changes a link, and unlike SETLINK takes bridge port settings too.
+    netlink.run(message, RTM_NEWLINK)
+
+
+def _isolate(netlink: Netlink, index: int) -> None:
+    port = {"attrs": [("IFLA_BRPORT_ISOLATED", 1)]}
+    info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", port)]
+    _set(netlink, index, [("IFLA_LINKINFO", {"attrs": info})])
+
+
+def _add_address(netlink: Netlink, index: int, address: Interface) -> None:
+    message = ifaddrmsg()
+    message["index"] = index
+    message["prefixlen"] = address.network.prefixlen
+    fields = [("IFA_LOCAL", str(address.ip)), ("IFA_ADDRESS", str(address.ip))]
+    if isinstance(address, IPv4Interface):
+        message["family"] = socket.AF_INET
+        if address.network.prefixlen < 31:
+            fields.append(("IFA_BROADCAST", str(address.network.broadcast_address)))
+    else:
+        # The control plane gives every address once; detection would delay its use by a second.
+        message["family"] = socket.AF_INET6
+        message["flags"] = IFA_F_NODAD
+    message["attrs"] = fields
+    netlink.run(message, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
+
+
+# What the kernel shows of an object is mostly the same bytes as three seconds ago: all three
+# readers remember, which halves the time that the reading of a sandbox takes.
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_link(answer: bytes) -> tuple[int, str, int, KernelLink]:
+    """Index, name, index of the master, and the link without what other dumps tell."""
+    _, _, index, flags, _ = _LINK.unpack_from(answer)
+    found = attributes(memoryview(answer), _LINK.size)
+    info = attributes(found[_IFLA_LINKINFO]) if _IFLA_LINKINFO in found else {}
+    kind = text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else ""
+    port = attributes(info[_IFLA_INFO_SLAVE_DATA]) if _IFLA_INFO_SLAVE_DATA in info else {}
+    link = Link(
+        mac=bytes(found.get(_IFLA_ADDRESS, b"")),
+        mtu_bytes=number(found[_IFLA_MTU]),
+        up=bool(flags & IFF_UP),
+        isolated=_IFLA_BRPORT_ISOLATED in port and bool(number(port[_IFLA_BRPORT_ISOLATED])),
+        ipv6=_has_ipv6(found),
+    )
+    return (
+        index,
+        text(found[_IFLA_IFNAME]),
+        number(found[_IFLA_MASTER]) if _IFLA_MASTER in found else 0,
+        KernelLink(
+            index=index,
+            kind=kind,
+            peer=number(found[_IFLA_LINK]) if kind == "veth" and _IFLA_LINK in found else 0,
+            alias=text(found[_IFLA_IFALIAS]) if _IFLA_IFALIAS in found else "",
+            link=link,
+        ),
+    )
+
+
+def _has_ipv6(found: Attributes) -> bool:
+    families = attributes(found[_IFLA_AF_SPEC]) if _IFLA_AF_SPEC in found else {}
+    if socket.AF_INET6 not in families:
+        return False
+    settings = attributes(families[socket.AF_INET6]).get(_IFLA_INET6_CONF)
+    offset = _DEVCONF_DISABLE_IPV6 * 4
+    if settings is None or len(settings) < offset + 4:
+        return False
+    return number(settings[offset : offset + 4]) == 0
+
+
+def _read_addresses(netlink: Netlink) -> dict[int, list[Interface]]:
+    """Addresses by link index."""
+    found: dict[int, list[Interface]] = defaultdict(list)
+    for answer in netlink.dump(_ADDRESSES, RTM_GETADDR):
+        if read := _read_address(bytes(answer)):
+            found[read[0]].append(read[1])
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_address(answer: bytes) -> tuple[int, Interface] | None:
+    family, prefix_length, _, _, index = _ADDRESS.unpack_from(answer)
+    fields = attributes(memoryview(answer), _ADDRESS.size)
+    raw = fields.get(_IFA_LOCAL, fields.get(_IFA_ADDRESS))
+    if raw is None or family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    return index, ipaddress.ip_interface((bytes(raw), prefix_length))
+
+
+def _read_routes(netlink: Netlink) -> tuple[dict[int, frozenset[Route]], frozenset[int]]:
+    """Routes by link index, and the IP versions that have a default route."""
+    found: dict[int, set[Route]] = defaultdict(set)
+    defaults = set()
+    for answer in [one for request in _ROUTES for one in netlink.dump(request, RTM_GETROUTE)]:
+        read = _read_route(bytes(answer))
+        if read is None:
+            continue
+        index, route = read
+        found[index].add(route)
+        if route.destination.prefixlen == 0:
+            defaults.add(route.destination.version)
+    return {index: frozenset(routes) for index, routes in found.items()}, frozenset(defaults)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_route(answer: bytes) -> tuple[int, Route] | None:
+    """Index of the link, and the route; None if it is not one of the main table."""
+    family, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(answer)
+    fields = attributes(memoryview(answer), _ROUTE.size)
+    if _RTA_TABLE in fields:
+        table = number(fields[_RTA_TABLE])
+    if flags & RTM_F_CLONED or table != RT_TABLE_MAIN or kind != RTN_UNICAST:
+        return None
+    width = 4 if family == socket.AF_INET else 16
+    destination = bytes(fields[_RTA_DST]) if _RTA_DST in fields else bytes(width)
+    gateway: Address | None = None
+    if _RTA_GATEWAY in fields:
+        gateway = ipaddress.ip_address(bytes(fields[_RTA_GATEWAY]))
+    index = number(fields[_RTA_OIF]) if _RTA_OIF in fields else 0
+    return index, Route(ipaddress.ip_network((destination, length)), gateway)

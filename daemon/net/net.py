@@ -1,0 +1,332 @@
+"""`Net`: all that the daemon asks of the kernel, as asyncio calls.
+
+Work is done in a few threads, which move into a namespace for the length of one job; each job
+opens the sockets it needs, which costs 50 µs, so that no descriptor outlives its namespace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import os
+import re
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import ParamSpec, Protocol, TypeVar
+
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError
+from pyvxlan.daemon.model import Address, Cidr, Interface, Sandbox
+from pyvxlan.daemon.net import gateway as gateway_bridge
+from pyvxlan.daemon.net import host, links, namespaces, nftables, overlay, sysctl, veth
+from pyvxlan.daemon.net.links import KernelLink
+from pyvxlan.daemon.net.sandbox import SandboxFiles
+from pyvxlan.daemon.net.values import (
+    GATEWAY_BRIDGE,
+    Attachment,
+    Gateway,
+    Link,
+    Observed,
+    Veth,
+    alias_of,
+)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 2
+_NETNS_NAME = re.compile(r"\d+-[0-9a-f]{10}")
+
+
+class HostRecords(Protocol):
+    """What outlives the daemon on this host; `daemon.local.LocalRecords` keeps it."""
+
+    host_id: str
+
+    def remember_sysctl(self, name: str, old: str) -> None:
+        """Keeps the value that a sysctl had before us; only the first one counts."""
+
+    def sysctls(self) -> Mapping[str, str]:
+        """Values from before us, by sysctl."""
+
+    def forget_sysctl(self, name: str) -> None:
+        """Drops a remembered value once it was put back."""
+
+
+class Net:
+    """The kernel's network objects on this host.
+
+    Whatever the kernel refuses is raised as NetError, or as a more telling DaemonError. All
+    `ensure_` calls leave alone what is right already. The host's namespace is that of the thread
+    that makes the object.
+
+    Args:
+        settings: For the run directory, which holds the overlay namespaces' files.
+        records: Where values from before us are kept.
+    """
+
+    def __init__(self, settings: Settings, records: HostRecords) -> None:
+        self._records = records
+        self._netns_dir = settings.run_dir / "netns"
+        self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        self._sandboxes = SandboxFiles()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="net")
+
+    async def close(self) -> None:
+        """Releases threads and descriptors; changes nothing in the kernel. May be repeated."""
+        await asyncio.to_thread(self._threads.shutdown)
+        self._sandboxes.close()
+        if self._home >= 0:
+            os.close(self._home)
+            self._home = -1
+
+    def netns_path(self, netns: str) -> Path:
+        """Where the file of an overlay namespace is."""
+        return self._netns_dir / netns
+
+    # What is there
+
+    async def observe(self, attachments: Iterable[Attachment]) -> Observed:
+        """Reads all overlay namespaces, our part of the host's, and the attachments' sandboxes."""
+        return await self._run("read the host's links", self._observe, tuple(attachments))
+
+    async def resolve_sandbox(self, text: str) -> Sandbox:
+        """Finds a network namespace by name, path or process id."""
+        return await self._run(f"find sandbox {text}", self._sandboxes.resolve, text)
+
+    def sandbox_alive(self, sandbox: Sandbox) -> bool:
+        """Whether the process runs, and the namespace still is the same."""
+        return self._sandboxes.alive(sandbox)
+
+    async def sandbox_links(self, sandbox: Sandbox) -> Sequence[str]:
+        """Names of the interfaces in a sandbox."""
+        return await self._run(f"read {sandbox.path}", self._sandboxes.link_names, sandbox)
+
+    async def dns_sockets(self, sandbox: Sandbox) -> tuple[socket.socket, socket.socket]:
+        """Opens UDP and TCP sockets on 127.0.0.11:53 in a sandbox; the caller closes them."""
+        what = f"open name server sockets in {sandbox.path}"
+        return await self._run(what, self._sandboxes.dns_sockets, sandbox)
+
+    async def underlay_mtu(self, address: Address) -> int:
+        """MTU in bytes of the interface that holds an underlay address."""
+        return host.mtu(await self._host(), address)
+
+    async def host_routes(self) -> Sequence[Cidr]:
+        """What the host routes already, without the default routes and without our own."""
+        return host.routes(await self._host())
+
+    async def local_addresses(self) -> Sequence[tuple[str, Interface]]:
+        """Addresses that other hosts might reach, each with its interface."""
+        return host.addresses(await self._host())
+
+    async def detect_advertise(self, text: str | None) -> Address:
+        """Finds the underlay address; `text` is an address, an interface, or None."""
+        return host.advertised(await self._host(), text)
+
+    # What is changed
+
+    async def open_netns(self, netns: str) -> int:
+        """Opens an overlay namespace; the caller closes it. Its file is not kept busy."""
+        file = self.netns_path(netns)
+        return await self._run(f"open namespace {netns}", namespaces.open_apart, file)
+
+    async def ensure_namespace(self, netns: str, adopt: int | None = None) -> None:
+        """Puts a namespace on its file: a new one, or that of `adopt`, which stays the caller's."""
+        file = self.netns_path(netns)
+        await self._run(f"make namespace {netns}", overlay.ensure_namespace, file, adopt)
+
+    async def ensure_bridge(self, netns: str, wanted: Link) -> None:
+        """Makes `br0` of an overlay namespace what it should be."""
+        await self._run(f"make br0 in {netns}", self._inside, netns, overlay.ensure_bridge, wanted)
+
+    async def ensure_port(self, netns: str, wanted: Link) -> None:
+        """Hangs `vxlan0`, which the data plane has made, on the bridge."""
+        await self._run(
+            f"set up vxlan0 in {netns}", self._inside, netns, overlay.ensure_port, wanted
+        )
+
+    async def ensure_veth(self, sandbox: Sandbox, wanted: Veth) -> None:
+        """Makes a pair what it should be; nothing is left of a new one that can't be."""
+        what = f"make {wanted.inner_name} in {sandbox.path}"
+        await self._run(what, self._ensure_veth, sandbox, wanted)
+
+    async def ensure_gateway(self, wanted: Gateway) -> None:
+        """Makes the gateway bridge, its rules and forwarding what they should be."""
+        await self._run(
+            f"make {GATEWAY_BRIDGE}",
+            gateway_bridge.ensure,
+            self._home,
+            wanted,
+            self._alias,
+            self._records.remember_sysctl,
+        )
+
+    async def remove_veth(self, netns: str, outer_name: str) -> None:
+        """Removes a pair by its outer end; an empty `netns` stands for the host's own."""
+        await self._run(f"remove {outer_name}", self._remove_veth, netns, outer_name)
+
+    async def remove_namespace(self, netns: str) -> None:
+        """Takes an overlay namespace away, with all links in it."""
+        file = self.netns_path(netns)
+        await self._run(f"remove namespace {netns}", namespaces.remove, file)
+
+    async def remove_gateway(self) -> None:
+        """Removes the gateway bridge and its rules, and puts forwarding back as it was.
+
+        A bridge of that name that is not ours stays.
+        """
+        await self._run(f"remove {GATEWAY_BRIDGE}", self._remove_gateway)
+
+    async def cleanup(self) -> None:
+        """Removes everything that a daemon with these directories ever made on this host.
+
+        Goes on to its end whatever happens.
+
+        Raises:
+            ExceptionGroup: What could not be removed.
+        """
+        seen = await self.observe(())
+        steps: list[Callable[[], object]] = [
+            functools.partial(self.remove_veth, "", name) for name in seen.uplinks
+        ]
+        names = [entry.name for entry in self._netns_files()]
+        steps += [functools.partial(self.remove_namespace, name) for name in names]
+        steps.append(self.remove_gateway)
+        failures: list[Exception] = []
+        for step in steps:
+            try:
+                await step()  # type: ignore[misc]
+            except DaemonError as error:
+                failures.append(error)
+        with contextlib.suppress(OSError):
+            self._netns_dir.rmdir()
+        if failures:
+            raise ExceptionGroup("not everything could be removed", failures)
+
+    # In a thread
+
+    @property
+    def _alias(self) -> str:
+        return alias_of(self._records.host_id)
+
+    async def _run(self, what: str, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        loop = asyncio.get_running_loop()
+        with _explained(what):
+            return await loop.run_in_executor(
+                self._threads, functools.partial(job, *args, **kwargs)
+            )
+
+    async def _host(self) -> Mapping[str, KernelLink]:
+        return await self._run("read the host's links", host.read, self._home)
+
+    def _observe(self, attachments: Sequence[Attachment]) -> Observed:
+        overlays: dict[str, Mapping[str, KernelLink]] = {}
+        for file in self._netns_files():
+            with contextlib.suppress(OSError):
+                opened = namespaces.open_namespace(file)
+                with namespaces.closing(opened), namespaces.entered(opened) as netlink:
+                    overlays[file.name] = links.read_links(netlink)
+        with namespaces.entered(self._home) as netlink:
+            own = links.read_links(netlink)
+            bridge = own.get(GATEWAY_BRIDGE)
+            gateway = None
+            if bridge is not None and self._is_our_bridge(bridge):
+                gateway = gateway_bridge.read(bridge)
+        outer = {"": own, **overlays}
+        return Observed(
+            namespaces={name: _plain(found) for name, found in overlays.items()},
+            gateway=gateway,
+            uplinks={
+                name: found.link
+                for name, found in own.items()
+                if found.kind == "veth" and found.alias.startswith(f"{self._alias} ")
+            },
+            inner=dict(self._observe_inner(attachments, outer)),
+        )
+
+    def _observe_inner(
+        self,
+        attachments: Sequence[Attachment],
+        outer: Mapping[str, Mapping[str, KernelLink]],
+    ) -> Iterator[tuple[str, Link]]:
+        for attachment in attachments:
+            try:
+                with (
+                    self._sandboxes.opened(attachment.sandbox) as opened,
+                    namespaces.entered(opened) as netlink,
+                ):
+                    found = links.read_links(netlink, routes=True)
+            except (DaemonError, OSError):
+                continue  # Gone, or going: whoever asks whether it lives will be told so.
+            for pair in attachment.veths:
+                inner = found.get(pair.inner_name)
+                end = outer.get(pair.netns, {}).get(pair.outer_name)
+                if inner is not None and veth.is_pair(end, inner):
+                    yield pair.outer_name, inner.link
+
+    def _netns_files(self) -> list[Path]:
+        try:
+            entries = list(self._netns_dir.iterdir())
+        except FileNotFoundError:
+            return []
+        return sorted(entry for entry in entries if _NETNS_NAME.fullmatch(entry.name))
+
+    def _is_our_bridge(self, bridge: KernelLink) -> bool:
+        return bridge.kind == "bridge" and bridge.alias == self._alias
+
+    def _opened(self, netns: str) -> contextlib.AbstractContextManager[int]:
+        """Opens an overlay namespace for a while."""
+        return namespaces.closing(namespaces.open_namespace(self.netns_path(netns)))
+
+    def _inside(self, netns: str, job: Callable[[int, Link], None], wanted: Link) -> None:
+        with self._opened(netns) as opened:
+            job(opened, wanted)
+
+    def _ensure_veth(self, sandbox: Sandbox, wanted: Veth) -> None:
+        with self._sandboxes.opened(sandbox) as inner:
+            if not wanted.netns:
+                veth.ensure(self._home, inner, wanted)
+                return
+            with self._opened(wanted.netns) as outer:
+                veth.ensure(outer, inner, wanted)
+
+    def _remove_veth(self, netns: str, outer_name: str) -> None:
+        with contextlib.ExitStack() as stack:
+            where = self._home
+            if netns:
+                where = stack.enter_context(self._opened(netns))
+            veth.remove(stack.enter_context(namespaces.entered(where)), outer_name)
+
+    def _remove_gateway(self) -> None:
+        with namespaces.entered(self._home) as netlink:
+            bridge = links.find(netlink, GATEWAY_BRIDGE)
+            if bridge is not None and self._is_our_bridge(bridge):
+                links.delete(netlink, bridge.index)
+            if bridge is None or self._is_our_bridge(bridge):
+                with contextlib.suppress(OSError), nftables.open_netfilter() as netfilter:
+                    if nftables.exists(netfilter):
+                        nftables.remove(netfilter)
+            for name, old in self._records.sysctls().items():
+                sysctl.write(name, old)
+                self._records.forget_sysctl(name)
+
+
+def _plain(found: Mapping[str, KernelLink]) -> dict[str, Link]:
+    return {name: entry.link for name, entry in found.items()}
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turns the kernel's refusals into the daemon's errors, with what was to be done."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            raise NetError(f"could not {what}: {error.strerror}; the daemon needs root") from error
+        if error.errno == errno.EEXIST:
+            raise ConflictError(f"could not {what}: a name is taken already") from error
+        raise NetError(f"could not {what}: {error.strerror or error}") from error

@@ -1,0 +1,153 @@
+"""What this host shall have and what it has, in the same words: links, veth pairs, the gateway.
+
+`faults` compares the two. Nothing here touches the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Interface, IPv4Network
+
+from pyvxlan.daemon.model import Address, Cidr, Interface, Sandbox
+
+BRIDGE = "br0"
+"""Bridge in every overlay namespace."""
+PORT = "vxlan0"
+"""The TAP by which an overlay namespace reaches the forwarder; enslaved to `BRIDGE`."""
+GATEWAY_BRIDGE = "pyvxlan_gw"
+"""Bridge in the host's namespace that gives containers their way out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route through one link; without `gateway`, its destination is on the link."""
+
+    destination: Cidr
+    gateway: Address | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link as it should be, or as the kernel has it.
+
+    An empty `mac` of a wanted link stands for any. Addresses and routes beyond the wanted ones
+    belong to somebody else and are left alone. `default_routes` lists the IP versions for which
+    the link's namespace has a default route, whoever made it.
+    """
+
+    mac: bytes
+    mtu_bytes: int
+    up: bool = True
+    master: str = ""
+    isolated: bool = False
+    ipv6: bool = False
+    addresses: frozenset[Interface] = frozenset()
+    routes: frozenset[Route] = frozenset()
+    default_routes: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """A network's namespace on this host: its file name, and the two links always in it."""
+
+    netns: str
+    bridge: Link
+    port: Link
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """A pair: `outer` hangs on a bridge of ours, `inner` is in a sandbox.
+
+    `netns` is the file name of the outer end's overlay namespace, empty for the daemon's own.
+    `alias` is written on the outer end and marks it as ours.
+    """
+
+    netns: str
+    outer_name: str
+    outer: Link
+    inner_name: str
+    inner: Link
+    alias: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """One local endpoint: its pair to the overlay, and the one to the gateway bridge, if any."""
+
+    endpoint_id: str
+    sandbox: Sandbox
+    overlay: Veth
+    uplink: Veth | None = None
+
+    @property
+    def veths(self) -> tuple[Veth, ...]:
+        """All pairs, the overlay's first."""
+        return (self.overlay, self.uplink) if self.uplink else (self.overlay,)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The gateway bridge with its masquerading; `ruled` and `forwarding` say whether it works."""
+
+    link: Link
+    ruled: bool = True
+    """The nftables table is exactly what it has to be for the link's subnet."""
+    forwarding: bool = True
+    """The host forwards IPv4."""
+
+    @property
+    def subnet(self) -> IPv4Network | None:
+        """The range that containers get their addresses on the bridge from."""
+        for address in self.link.addresses:
+            if isinstance(address, IPv4Interface):
+                return address.network
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One reading of the kernel.
+
+    `namespaces` holds all overlay namespaces that live, by file name, with their links by name.
+    `inner` holds the sandbox's end of each veth pair that is whole, by the name of its outer end.
+    `uplinks` holds our ports of the gateway bridge, by name.
+    """
+
+    namespaces: Mapping[str, Mapping[str, Link]] = field(default_factory=dict)
+    gateway: Gateway | None = None
+    uplinks: Mapping[str, Link] = field(default_factory=dict)
+    inner: Mapping[str, Link] = field(default_factory=dict)
+
+
+def alias_of(host_id: str) -> str:
+    """What marks links of this host's daemon; on a veth, the endpoint's id follows it."""
+    return f"pyvxlan {host_id}"
+
+
+def faults(wanted: Link, found: Link | None) -> tuple[str, ...]:
+    """Names what is wrong with a link; empty if nothing is."""
+    if found is None:
+        return ("missing",)
+    wrong = [
+        name
+        for name, differs in (
+            ("mac", bool(wanted.mac) and wanted.mac != found.mac),
+            ("mtu", wanted.mtu_bytes != found.mtu_bytes),
+            ("down", wanted.up and not found.up),
+            ("master", wanted.master != found.master),
+            ("isolation", wanted.isolated and not found.isolated),
+            ("ipv6", wanted.ipv6 != found.ipv6),
+            ("address", not wanted.addresses <= found.addresses),
+            ("route", not all(_routed(route, found) for route in wanted.routes)),
+        )
+        if differs
+    ]
+    return tuple(wrong)
+
+
+def _routed(route: Route, found: Link) -> bool:
+    if route in found.routes:
+        return True
+    return route.destination.prefixlen == 0 and route.destination.version in found.default_routes

@@ -1,0 +1,358 @@
+"""Networks in the store: found, created, removed, each by exact transactions (docs/schema.md).
+
+A name, a VNI, a subnet and a gateway address are each a claim: a key that is created only if
+absent, in one transaction with the network's record, and deleted with it. That is why no two
+hosts can both get one, and why nothing half-made stays behind. A transaction that meets a
+conflict is tried again with a fresh view, a bounded number of times.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from random import Random
+from typing import Literal
+
+from pyvxlan.daemon import ipam, records
+from pyvxlan.daemon.errors import (
+    ConflictError,
+    InUseError,
+    InvalidError,
+    NotFoundError,
+    StoreConflictError,
+    StoreError,
+    StoreUncertainError,
+)
+from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Store, Write
+from pyvxlan.daemon.model import Cidr, Endpoint, Host, Network, Subnet
+from pyvxlan.daemon.requests import NetworkWish
+from pyvxlan.daemon.state import State
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 16
+SHOWN = 5
+"""Endpoints that a message names before it counts the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A network with the item that it was read from."""
+
+    network: Network
+    item: Item
+
+
+class Networks:
+    """What this host may do with networks.
+
+    Args:
+        store: The shared store.
+        state: What this host knows already; spares reads, decides nothing.
+        host: This host.
+        cluster: Gives the cluster's id.
+        rng: For VNIs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        state: State,
+        host: Host,
+        *,
+        cluster: Callable[[], str],
+        rng: Random,
+    ) -> None:
+        self._store = store
+        self._state = state
+        self._host = host
+        self._cluster = cluster
+        self._rng = rng
+
+    async def all(self) -> list[Network]:
+        """Reads all networks, by name; from memory while the store is away."""
+        try:
+            items = await self._store.list(records.NETWORKS)
+        except StoreError:
+            networks = list(self._state.networks.values())
+        else:
+            networks = [network for item in items.values() if (network := _parsed_network(item))]
+        return sorted(networks, key=lambda network: network.name)
+
+    async def find(self, ref: str) -> Found:
+        """Finds a network by name, id, or a prefix of the id that fits only one.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: The prefix fits several.
+            InvalidError: Its record is not valid.
+        """
+        name_claim = (
+            await self._store.get(records.network_name_key(ref))
+            if records.NAME.fullmatch(ref)
+            else None
+        )
+        if name_claim:
+            item = await self._store.get(records.network_key(records.parse_claim(name_claim.value)))
+            if item:
+                return found(item)
+        if records.ID.fullmatch(ref):
+            item = await self._store.get(records.network_key(ref))
+            fitting = [item] if item else []
+        elif ref and set(ref) <= set("0123456789abcdef"):
+            fitting = list((await self._store.list(records.network_key(ref))).values())
+        else:
+            fitting = []
+        if len(fitting) == 1:
+            return found(fitting[0])
+        if fitting:
+            shown = ", ".join(item.key.removeprefix(records.NETWORKS)[:12] for item in fitting)
+            raise ConflictError(f"network id {ref!r} is ambiguous: {shown}; give more digits")
+        raise NotFoundError(f"no network {ref!r}: see pyvxlan network ls")
+
+    async def create(
+        self,
+        wish: NetworkWish,
+        *,
+        pools: Sequence[records.Pool],
+        routed: Sequence[Cidr],
+        reserved: Sequence[tuple[Cidr, str]],
+    ) -> Network:
+        """Creates a network: record, name, VNI, subnets and gateway addresses in one step.
+
+        Args:
+            wish: What is wanted.
+            pools: Where subnets come from that the wish leaves open.
+            routed: What such a subnet must not touch on this host.
+            reserved: What no subnet may touch, with its owner.
+
+        Raises:
+            ConflictError: The name, the VNI or a subnet is taken.
+            ExhaustedError: No subnet is free.
+        """
+        for _ in range(ATTEMPTS):
+            used_item = await self._store.get(records.POOLS)
+            used = _parsed_pools(used_item)
+            network = Network(
+                id=secrets.token_hex(16),
+                name=wish.name,
+                vni=wish.vni or self._rng.randint(*self._state.config.vni),
+                subnets=await self._choose_subnets(wish, pools, used, routed, reserved),
+                mtu_bytes=wish.mtu_bytes,
+                internal=wish.internal,
+                multicast=wish.multicast,
+                options=wish.options,
+                labels=wish.labels,
+                created_by=self._host.id,
+                created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            )
+            try:
+                await self._publish_network(network, used_item, used)
+            except StoreConflictError:
+                await self._explain_network(network, chosen_vni=wish.vni is not None)
+            else:
+                log.info("network created network=%s name=%s", network.id, network.name)
+                return network
+        raise StoreConflictError(f"network {wish.name}: too many others create networks; try again")
+
+    async def restore(self, network: Network) -> None:
+        """Puts back a network whose record was lost with the store.
+
+        Raises:
+            ConflictError: Its name, VNI or subnet belongs to another network by now.
+            StoreConflictError: Another host was faster; look again.
+        """
+        used_item = await self._store.get(records.POOLS)
+        used = _parsed_pools(used_item)
+        others = [(cidr, f"network {owner}") for cidr, owner in used.items() if owner != network.id]
+        for subnet in network.subnets:
+            ipam.check_disjoint(subnet.cidr, others)
+        for key in (records.network_name_key(network.name), records.vni_key(network.vni)):
+            claim = await self._store.get(key)
+            if claim and (owner := records.parse_claim(claim.value)) != network.id:
+                raise ConflictError(f"{key} belongs to network {owner} by now")
+        await self._publish_network(replace(network, state="up"), used_item, used)
+        log.warning("network restored network=%s name=%s", network.id, network.name)
+
+    async def remove(self, ref: str) -> Network:
+        """Removes a network: first closes it to new endpoints, then deletes it with its claims.
+
+        Raises:
+            InUseError: It has endpoints; the network stays as it was.
+        """
+        for _ in range(ATTEMPTS):
+            held = await self.find(ref)
+            network = held.network
+            await self.check_unused(network)
+            try:
+                down = await self._set_state(held.item, "down")
+                try:
+                    await self.check_unused(network)
+                except InUseError:
+                    await self._set_state(down, "up")
+                    raise
+                await self._delete_network(network, down)
+            except StoreConflictError:
+                continue
+            log.info("network removed network=%s name=%s", network.id, network.name)
+            return network
+        raise StoreConflictError(f"network {ref}: its record keeps changing; try again")
+
+    async def check_unused(self, network: Network) -> None:
+        """Raises `InUseError` if a network has endpoints; the message names them and the hosts."""
+        items = await self._store.list(records.endpoints_prefix(network.id))
+        endpoints = [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
+        if not endpoints:
+            return
+        hosts = {id_: host.name for id_, host in self._state.hosts.items()}
+        shown = [
+            f"{e.name or e.id[:12]} on {hosts.get(e.host_id, e.host_id[:12])}"
+            for e in endpoints[:SHOWN]
+        ]
+        if len(endpoints) > SHOWN:
+            shown.append(f"and {len(endpoints) - SHOWN} more")
+        raise InUseError(
+            f"network {network.name} is in use by {', '.join(shown)}: detach them first"
+        )
+
+    async def _choose_subnets(
+        self,
+        wish: NetworkWish,
+        pools: Sequence[records.Pool],
+        used: Mapping[Cidr, str],
+        routed: Sequence[Cidr],
+        reserved: Sequence[tuple[Cidr, str]],
+    ) -> tuple[Subnet, ...]:
+        if wish.subnets:
+            names = {network.id: network.name for network in await self.all()}
+            owned = [(cidr, f"network {names.get(nid, nid)}") for cidr, nid in used.items()]
+            for cidr in wish.subnets:
+                ipam.check_disjoint(cidr, [*owned, *reserved])
+        subnets = list(wish.subnets)
+        if not subnets:
+            v4 = [pool for pool in pools if pool.base.version == 4]
+            subnets.append(ipam.next_pool(v4, used, routed))
+        if wish.ipv6 and not any(cidr.version == 6 for cidr in subnets):
+            v6 = [pool for pool in pools if pool.base.version == 6]
+            v6 = v6 or [ipam.unique_local_pool(self._cluster())]
+            subnets.append(ipam.next_pool(v6, used, routed))
+        return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges)
+
+    async def _publish_network(
+        self, network: Network, used_item: Item | None, used: Mapping[Cidr, str]
+    ) -> None:
+        key = records.network_key(network.id)
+        name_key = records.network_name_key(network.name)
+        vni_key = records.vni_key(network.vni)
+        now_used = dict(used) | {subnet.cidr: network.id for subnet in network.subnets}
+        owner = records.emit(network.id)
+        pools = records.emit_pools(records.PoolUse(now_used))
+        try:
+            await self._store.txn(
+                [
+                    Check(records.POOLS, used_item.revision if used_item else ABSENT),
+                    *(Check(absent, ABSENT) for absent in (key, name_key, vni_key)),
+                ],
+                [
+                    Write(records.POOLS, pools),
+                    Write(key, records.emit_network(network)),
+                    Write(name_key, owner),
+                    Write(vni_key, owner),
+                    *(
+                        Write(records.address_key(network.id, subnet.gateway), owner)
+                        for subnet in network.subnets
+                    ),
+                ],
+            )
+        except StoreUncertainError:
+            if await self._store.get(key) is None:
+                raise
+
+    async def _explain_network(self, network: Network, *, chosen_vni: bool) -> None:
+        """Raises if a name or a chosen VNI is taken; else it was a race worth another try."""
+        if claim := await self._store.get(records.network_name_key(network.name)):
+            owner = records.parse_claim(claim.value)
+            raise ConflictError(
+                f"network name {network.name} is taken by network {owner[:12]}: "
+                "choose another name or remove that network"
+            )
+        claim = await self._store.get(records.vni_key(network.vni)) if chosen_vni else None
+        if claim:
+            owner = records.parse_claim(claim.value)
+            raise ConflictError(
+                f"VNI {network.vni} is taken by network {owner[:12]}: choose another, or leave "
+                "out --vni to get a free one"
+            )
+
+    async def _set_state(self, item: Item, state: Literal["up", "down"]) -> Item:
+        value = records.with_state(item.value, state)
+        if value != item.value:
+            await self._store.txn([Check(item.key, item.revision)], [Write(item.key, value)])
+        changed = await self._store.get(item.key)
+        if changed is None or changed.value != value:
+            raise StoreConflictError(f"{item.key} was changed by another host")
+        return changed
+
+    async def _delete_network(self, network: Network, item: Item) -> None:
+        used_item = await self._store.get(records.POOLS)
+        used = {
+            cidr: owner for cidr, owner in _parsed_pools(used_item).items() if owner != network.id
+        }
+        pools = records.emit_pools(records.PoolUse(used))
+        await self._store.txn(
+            [
+                Check(item.key, item.revision),
+                Check(records.POOLS, used_item.revision if used_item else ABSENT),
+            ],
+            [
+                Delete(item.key),
+                Delete(records.network_name_key(network.name)),
+                Delete(records.vni_key(network.vni)),
+                Write(records.POOLS, pools),
+                *(
+                    Delete(records.address_key(network.id, subnet.gateway))
+                    for subnet in network.subnets
+                ),
+            ],
+        )
+
+
+def parsed_endpoint(item: Item) -> Endpoint | None:
+    """Reads an endpoint's item, or gives None if it is not valid (`State` warns of it)."""
+    try:
+        _, network_id, endpoint_id = item.key.split("/")
+        return records.parse_endpoint(network_id, endpoint_id, item.value)
+    except (ValueError, InvalidError):
+        return None
+
+
+def found(item: Item) -> Found:
+    """Reads a network's item; one that is not valid is an error that names it."""
+    try:
+        network = records.parse_network(item.key.removeprefix(records.NETWORKS), item.value)
+    except InvalidError as error:
+        raise InvalidError(
+            f"store record {item.key} is not valid ({error}): repair or delete it in the store"
+        ) from error
+    return Found(network, item)
+
+
+def _parsed_network(item: Item) -> Network | None:
+    try:
+        return records.parse_network(item.key.removeprefix(records.NETWORKS), item.value)
+    except InvalidError:
+        return None
+
+
+def _parsed_pools(item: Item | None) -> Mapping[Cidr, str]:
+    if item is None:
+        return {}
+    try:
+        return records.parse_pools(item.value).used
+    except InvalidError as error:
+        raise InvalidError(
+            f"store record {item.key} is not valid ({error}): repair it in the store"
+        ) from error

@@ -1,0 +1,251 @@
+"""What users ask for: specs as they say it, wishes as it was checked. Pure.
+
+Whatever can be told wrong without a look at the store is refused here, before anything is made.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+
+from pyvxlan.daemon import ipam, records
+from pyvxlan.daemon.errors import InvalidError
+from pyvxlan.daemon.model import MTU_MIN_BYTES, VNI_MAX, Cidr
+
+UNDERLAY_MTU = "com.docker.network.driver.mtu"
+"""Docker's option; it means the MTU of the underlay, and the overlay gets less."""
+OPTIONS = frozenset({"multicast", "flood-rate", "vni", "mtu", UNDERLAY_MTU})
+IPV6_MTU_MIN_BYTES = 1280
+ALIASES_MAX = 64
+LABELS_BYTES = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A wish for a network. What is left out is chosen.
+
+    `gateways` and `ip_ranges` belong to the subnet that they lie in, in any order. `ipv6` adds a
+    /64 of unique local addresses unless an IPv6 subnet is given. `vni` and `mtu` beat the options
+    of the same meaning.
+    """
+
+    name: str
+    subnets: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+    ip_ranges: tuple[str, ...] = ()
+    ipv6: bool = False
+    mtu: int | None = None
+    vni: int | None = None
+    internal: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """A wish for an endpoint; an empty field is chosen or stays empty."""
+
+    name: str = ""
+    ip: str = ""
+    ip6: str = ""
+    mac: str = ""
+    aliases: tuple[str, ...] = ()
+    hostname: str = ""
+    container_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachSpec:
+    """A wish to connect a sandbox to a network.
+
+    `sandbox` is the name of a network namespace, a path, or a process id; a pid's endpoint lives
+    as long as the process. An empty `ifname` means the first free of eth0, eth1, ...
+    """
+
+    network: str
+    sandbox: str
+    endpoint: EndpointSpec = field(default_factory=EndpointSpec)
+    ifname: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkWish:
+    """A `NetworkSpec` whose every value was checked; None and empty mean: to be chosen."""
+
+    name: str
+    subnets: tuple[Cidr, ...]
+    gateways: tuple[str, ...]
+    ip_ranges: tuple[str, ...]
+    ipv6: bool
+    mtu_bytes: int
+    vni: int | None
+    internal: bool
+    multicast: bool
+    options: Mapping[str, str]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointWish:
+    """An `EndpointSpec` whose every value was checked by itself; `ip` still needs its network."""
+
+    name: str
+    ip: str
+    ip6: str
+    mac: bytes | None
+    aliases: tuple[str, ...]
+    hostname: str
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mtu:
+    """What the MTU of a network may be: `default_bytes` unless chosen, `underlay_bytes` around.
+
+    `overhead_bytes` is what encapsulation adds on this host's underlay.
+    """
+
+    underlay_bytes: int
+    overhead_bytes: int
+    default_bytes: int | None = None
+
+
+def parse_network_spec(spec: NetworkSpec, mtu: Mtu) -> NetworkWish:
+    """Checks a wish for a network as far as it can be checked by itself.
+
+    Raises:
+        InvalidError: A value is not acceptable; the message names it and the remedy.
+    """
+    options = _check_options(spec.options)
+    if (spec.gateways or spec.ip_ranges) and not spec.subnets:
+        given = (*spec.gateways, *spec.ip_ranges)[0]
+        raise InvalidError(f"{given} needs a --subnet that it lies in")
+    subnets = tuple(ipam.parse_subnet(text) for text in spec.subnets)
+    if spec.subnets:
+        ipam.plan_subnets(subnets, spec.gateways, spec.ip_ranges)
+    return NetworkWish(
+        name=check_name(spec.name, "network"),
+        subnets=subnets,
+        gateways=spec.gateways,
+        ip_ranges=spec.ip_ranges,
+        ipv6=spec.ipv6,
+        mtu_bytes=_choose_mtu(
+            spec, options, mtu, ipv6=spec.ipv6 or any(cidr.version == 6 for cidr in subnets)
+        ),
+        vni=_choose_vni(spec, options),
+        internal=spec.internal,
+        multicast=options.get("multicast", "on") == "on",
+        options=options,
+        labels=_check_labels(spec.labels),
+    )
+
+
+def parse_endpoint_spec(spec: EndpointSpec) -> EndpointWish:
+    """Checks a wish for an endpoint as far as it can be checked by itself.
+
+    Raises:
+        InvalidError: A value is not acceptable; the message names it and the remedy.
+    """
+    if len(spec.aliases) > ALIASES_MAX:
+        raise InvalidError(f"{len(spec.aliases)} aliases: an endpoint has at most {ALIASES_MAX}")
+    if len(spec.container_id) > 64 or (not spec.container_id.isalnum() and spec.container_id):
+        raise InvalidError(f"container id {spec.container_id!r} is not up to 64 letters and digits")
+    return EndpointWish(
+        name=check_dns_name(spec.name, "endpoint name") if spec.name else "",
+        ip=spec.ip,
+        ip6=spec.ip6,
+        mac=records.parse_mac(spec.mac) if spec.mac else None,
+        aliases=tuple(dict.fromkeys(check_dns_name(alias, "alias") for alias in spec.aliases)),
+        hostname=check_dns_name(spec.hostname, "hostname") if spec.hostname else "",
+        container_id=spec.container_id,
+    )
+
+
+def check_name(name: str, what: str) -> str:
+    """Refuses a name with characters that keys, file names or the DNS could misread."""
+    if not records.NAME.fullmatch(name):
+        raise InvalidError(
+            f"{what} name {name!r} is not usable: up to 63 of a-z A-Z 0-9 _ . - and a letter or "
+            "digit first"
+        )
+    return name
+
+
+def check_dns_name(name: str, what: str) -> str:
+    """Refuses a name that could not be looked up."""
+    if not records.NAME.fullmatch(name) or not all(name.split(".")):
+        raise InvalidError(
+            f"{what} {name!r} can't be looked up: up to 63 of a-z A-Z 0-9 _ . - with a letter or "
+            "digit first, and no dot at the end or beside another"
+        )
+    try:
+        ip_address(name)
+    except ValueError:
+        return name
+    raise InvalidError(f"{what} {name!r} reads as an address: choose a name")
+
+
+def _check_options(options: Mapping[str, str]) -> dict[str, str]:
+    for key, value in options.items():
+        if key not in OPTIONS:
+            near = difflib.get_close_matches(key, OPTIONS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(OPTIONS))}"
+            raise InvalidError(f"option {key!r} is unknown: {hint}")
+        if key == "multicast" and value not in {"on", "off"}:
+            raise InvalidError(f"option multicast={value} must be on or off")
+    if "flood-rate" in options:
+        _number(options["flood-rate"], "option flood-rate", 1, 10_000_000)
+    return dict(options)
+
+
+def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    for key, value in labels.items():
+        if not key or not (key + value).isprintable():
+            raise InvalidError(f"label {key!r}={value!r} must have a key and printable text")
+    if sum(len(key.encode()) + len(value.encode()) for key, value in labels.items()) > LABELS_BYTES:
+        raise InvalidError(f"labels are longer than {LABELS_BYTES} bytes together: shorten them")
+    return dict(labels)
+
+
+def _choose_vni(spec: NetworkSpec, options: Mapping[str, str]) -> int | None:
+    vni = spec.vni
+    if vni is None and "vni" in options:
+        vni = _number(options["vni"], "option vni", 1, VNI_MAX)
+    if vni is not None and not 1 <= vni <= VNI_MAX:
+        raise InvalidError(f"VNI {vni} must be from 1 to {VNI_MAX}")
+    return vni
+
+
+def _choose_mtu(spec: NetworkSpec, options: Mapping[str, str], mtu: Mtu, *, ipv6: bool) -> int:
+    highest = mtu.underlay_bytes - mtu.overhead_bytes
+    chosen = spec.mtu
+    if chosen is None and "mtu" in options:
+        chosen = _number(options["mtu"], "option mtu", 0, 65535)
+    if chosen is None and UNDERLAY_MTU in options:
+        chosen = _number(options[UNDERLAY_MTU], f"option {UNDERLAY_MTU}", 0, 65535)
+        chosen -= mtu.overhead_bytes
+    if chosen is None:
+        chosen = mtu.default_bytes if mtu.default_bytes is not None else highest
+    lowest = IPV6_MTU_MIN_BYTES if ipv6 else MTU_MIN_BYTES
+    if chosen < lowest:
+        why = " for IPv6 (RFC 8200, section 5)" if ipv6 else ""
+        raise InvalidError(
+            f"MTU {chosen} is below {lowest}{why}: choose {lowest} to {highest}"
+            if highest >= lowest
+            else f"MTU {chosen} is below {lowest}{why}: the underlay's MTU {mtu.underlay_bytes} "
+            f"must be at least {lowest + mtu.overhead_bytes}"
+        )
+    if chosen > highest:
+        raise InvalidError(
+            f"MTU {chosen} is above {highest}: the underlay's MTU {mtu.underlay_bytes} less "
+            f"{mtu.overhead_bytes} bytes of encapsulation; choose at most {highest}"
+        )
+    return chosen
+
+
+def _number(text: str, what: str, low: int, high: int) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or not low <= int(text) <= high:
+        raise InvalidError(f"{what}={text} must be a number from {low} to {high}")
+    return int(text)

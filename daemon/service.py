@@ -1,0 +1,463 @@
+"""The verbs: what the API, the CLI and plug-ins may ask of this host.
+
+A verb changes the store, or what this host wants of itself, and nothing else; the effect arrives
+by the reconciler. A verb that fails puts back what it did: store, local record and kernel. One
+module, because the verbs undo one another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
+from random import Random
+from typing import NoReturn, Protocol
+
+from pyvxlan.daemon import ipam, joining, records
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.endpoints import Endpoints
+from pyvxlan.daemon.errors import (
+    ConflictError,
+    DaemonError,
+    InUseError,
+    NotFoundError,
+    NotSettledError,
+    StoreConflictError,
+    StoreError,
+)
+from pyvxlan.daemon.kv import Store
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import (
+    OVERHEAD_BYTES,
+    Address,
+    Cidr,
+    Endpoint,
+    Host,
+    LocalEndpoint,
+    Network,
+    Sandbox,
+)
+from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.requests import (
+    AttachSpec,
+    EndpointSpec,
+    Mtu,
+    NetworkSpec,
+    parse_endpoint_spec,
+    parse_network_spec,
+)
+from pyvxlan.daemon.state import State
+
+__all__ = [
+    "AttachSpec",
+    "EndpointSpec",
+    "HostNet",
+    "HostStatus",
+    "NetworkSpec",
+    "Service",
+    "Settler",
+]
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 10.0
+REPAIR_S = 300.0
+REPAIR_RETRY_S = 2.0
+
+
+class HostNet(Protocol):
+    """What the verbs ask of the kernel; `daemon.net.Net` is the one that does it."""
+
+    async def resolve_sandbox(self, text: str) -> Sandbox:
+        """Finds a network namespace by name, path or pid."""
+
+    async def sandbox_links(self, sandbox: Sandbox) -> Sequence[str]:
+        """Names of the interfaces inside a sandbox."""
+
+    async def underlay_mtu(self, address: Address) -> int:
+        """MTU in bytes of the interface that holds an underlay address."""
+
+    async def host_routes(self) -> Sequence[Cidr]:
+        """What the host routes already, without the default routes and without our own."""
+
+
+class Settler(Protocol):
+    """What the verbs ask of the reconciler."""
+
+    def poke(self, nid: str = "*", /) -> None:
+        """Asks for a comparison now."""
+
+    async def settled(self, nid: str, /, timeout_s: float = SETTLE_S) -> None:
+        """Returns when what is wanted of a network now is so; raises the cause if not in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """A host of the cluster, whether its daemon holds a session, and whether it is this one."""
+
+    host: Host
+    alive: bool
+    is_self: bool
+
+
+class Service:
+    """The verbs of this host's daemon. Every method may run beside any other."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        state: State,
+        local: LocalRecords,
+        membership: Membership,
+        reconciler: Settler,
+        net: HostNet,
+        settings: Settings,
+        host: Host,
+        rng: Random | None = None,
+    ) -> None:
+        rng = rng or Random(secrets.randbits(64))  # noqa: S311 - spreads load, guards nothing
+        self._state = state
+        self._local = local
+        self._membership = membership
+        self._reconciler = reconciler
+        self._net = net
+        self._settings = settings
+        self._host = host
+        self._networks = Networks(store, state, host, cluster=lambda: membership.cluster, rng=rng)
+        self._endpoints = Endpoints(
+            store, state, host, self._networks, token=membership.token, rng=rng
+        )
+        self._created: set[str] = set()
+        """Endpoints that this process knows to have no sandbox yet, or no longer."""
+        self._withdrawn: set[str] = set()
+        """Endpoints whose record shall go, and has not gone yet."""
+
+    @property
+    def registry(self) -> Endpoints:
+        """The endpoints in the store, for whoever removes those of other hosts."""
+        return self._endpoints
+
+    async def create_network(self, spec: NetworkSpec) -> Network:
+        """Creates a network for the whole cluster.
+
+        Raises:
+            InvalidError: A value of the spec is not acceptable.
+            ConflictError: The name, the VNI or a subnet is taken.
+            ExhaustedError: No pool has a free subnet.
+        """
+        config = self._state.config
+        version = self._host.vtep.version
+        underlay = self._settings.mtu_bytes or await self._net.underlay_mtu(self._host.vtep)
+        wish = parse_network_spec(spec, Mtu(underlay, OVERHEAD_BYTES[version], config.mtu_bytes))
+        pools = config.pools
+        if pools is None:
+            pools = tuple(records.parse_pool(text) for text in self._settings.pools)
+        gateway = await self._gateway_subnet()
+        routed = [*await self._net.host_routes(), gateway]
+        reserved: list[tuple[Cidr, str]] = [
+            (gateway, "the gateway bridge (setting gateway_subnet)")
+        ]
+        reserved += [
+            (ipam.as_cidr(host.vtep), f"host {host.name}'s underlay")
+            for host in {self._host.id: self._host, **self._state.hosts}.values()
+        ]
+        return await self._networks.create(wish, pools=pools, routed=routed, reserved=reserved)
+
+    async def remove_network(self, ref: str) -> Network:
+        """Removes a network from the whole cluster.
+
+        Raises:
+            InUseError: It has endpoints; the message names them and their hosts.
+            NotFoundError: There is none.
+        """
+        return await self._networks.remove(ref)
+
+    async def prune_networks(self) -> list[Network]:
+        """Removes every network without endpoints; returns those removed."""
+        removed = []
+        for network in await self._networks.all():
+            with contextlib.suppress(InUseError, NotFoundError):
+                removed.append(await self._networks.remove(network.id))
+        return removed
+
+    async def networks(self) -> list[Network]:
+        """All networks, by name; what was last known while the store is away."""
+        return await self._networks.all()
+
+    async def find_network(self, ref: str) -> Network:
+        """Finds a network by name, id, or unambiguous prefix of the id."""
+        return (await self._networks.find(ref)).network
+
+    async def endpoints(self, network_ref: str | None = None) -> list[Endpoint]:
+        """Endpoints of one network or of all, on all hosts."""
+        if network_ref is None:
+            return await self._endpoints.all()
+        return await self._endpoints.all((await self.find_network(network_ref)).id)
+
+    async def find_endpoint(self, ref: str) -> Endpoint:
+        """Finds an endpoint by id, unambiguous prefix of it, name, or NAME.NETWORK."""
+        return await self._endpoints.find(ref)
+
+    async def hosts(self) -> list[HostStatus]:
+        """All hosts, by name."""
+        hosts = sorted(self._state.hosts.values(), key=lambda host: (host.name, host.id))
+        return [
+            HostStatus(host, host.id in self._state.alive, host.id == self._host.id)
+            for host in hosts
+        ]
+
+    async def create_endpoint(self, network_ref: str, spec: EndpointSpec) -> Endpoint:
+        """Creates an endpoint of this host in the store; nothing in the kernel yet.
+
+        Raises:
+            InvalidError: A value of the spec is not acceptable.
+            ConflictError: The name, address or MAC is taken.
+            ExhaustedError: No address is free, or this host's bridge has no free port.
+        """
+        wish = parse_endpoint_spec(spec)
+        network = await self.find_network(network_ref)
+        joining.check_bridge(self._local, network)
+        endpoint = await self._endpoints.create(network.id, wish)
+        self._created.add(endpoint.id)
+        return endpoint
+
+    async def join(self, endpoint: Endpoint, sandbox: Sandbox, ifname: str = "") -> LocalEndpoint:
+        """Connects a sandbox to an endpoint of this host; returns when frames can flow.
+
+        Raises:
+            ConflictError: The sandbox is in that network already, or has such an interface.
+            DaemonError: The kernel or the forwarder refused; nothing of it is left.
+        """
+        network = await self.find_network(endpoint.network_id)
+        gateway_subnet = await self._gateway_subnet()
+        links = await self._net.sandbox_links(sandbox)
+        # From here to `put` nothing else runs: two joins never choose the same name or address.
+        joining.check_bridge(self._local, network)
+        joining.check_twice(self._local, network, sandbox)
+        local = joining.plan_join(
+            self._local, network, endpoint, sandbox, ifname, links, gateway_subnet
+        )
+        self._local.put(local, endpoint=endpoint, network=network)
+        self._state.join(network.id)
+        try:
+            key = records.endpoint_key(network.id, endpoint.id)
+            await self._state.wait_for(lambda: self._state.recorded(key), timeout_s=SETTLE_S)
+            await self._settle(network.id)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._undo_join(local)))
+            raise
+        log.info(
+            "endpoint joined endpoint=%s network=%s sandbox=%s", local.id, network.id, sandbox.path
+        )
+        return local
+
+    async def leave(self, endpoint_id: str) -> None:
+        """Disconnects an endpoint from its sandbox; its record, name and address stay.
+
+        Raises:
+            DaemonError: Something could not be removed; the reconciler goes on trying.
+        """
+        local = self._local.endpoints.get(endpoint_id)
+        if local is None:
+            return
+        if heir := joining.gateway_heir(self._local, local):
+            self._local.put(replace(local, gateway_ifname="", gateway_address=None))
+            self._local.put(heir)
+            self._reconciler.poke(heir.network_id)
+        self._created.add(endpoint_id)
+        self._local.remove(endpoint_id)
+        try:
+            await self._settle(local.network_id)
+        finally:
+            self._leave_network(local.network_id)
+
+    async def delete_endpoint(self, endpoint_id: str) -> None:
+        """Disconnects an endpoint of this host if need be, and removes it from the store.
+
+        With the store away, the record is removed as soon as it is back.
+
+        Raises:
+            NotFoundError: There is none.
+            DaemonError: A part of it failed; the rest was done.
+        """
+        endpoint = self._local.records.get(endpoint_id)
+        endpoint = endpoint or await self._endpoints.find(endpoint_id)
+        failures: list[DaemonError] = []
+        try:
+            await self.leave(endpoint.id)
+        except DaemonError as error:
+            failures.append(error)
+        try:
+            await self._withdraw(endpoint)
+        except StoreError as error:
+            failures.append(error)
+        if failures:
+            log.warning("endpoint removed in part endpoint=%s", endpoint.id)
+            raise failures[-1]
+
+    async def attach(self, spec: AttachSpec) -> Endpoint:
+        """Creates an endpoint and connects a sandbox to it: all of it or nothing."""
+        parse_endpoint_spec(spec.endpoint)
+        sandbox = await self._net.resolve_sandbox(spec.sandbox)
+        network = await self.find_network(spec.network)
+        joining.check_twice(self._local, network, sandbox)
+        links = await self._net.sandbox_links(sandbox)
+        joining.check_ifname(self._local, sandbox, spec.ifname, links)
+        endpoint = await self.create_endpoint(network.id, spec.endpoint)
+        try:
+            await self.join(endpoint, sandbox, spec.ifname)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._undo_create(endpoint)))
+            raise
+        return endpoint
+
+    async def detach(self, ref: str, *, force: bool = False) -> Endpoint:
+        """Removes an endpoint. One of another host only with `force`, and only if that is down.
+
+        Raises:
+            ConflictError: It runs on another host.
+            NotFoundError: There is none.
+        """
+        endpoint = self._local.records.get(ref) or await self._endpoints.find(ref)
+        if endpoint.host_id == self._host.id:
+            await self.delete_endpoint(endpoint.id)
+            return endpoint
+        owner = self._state.hosts.get(endpoint.host_id)
+        name = owner.name if owner else endpoint.host_id[:12]
+        label = endpoint.name or endpoint.id[:12]
+        if not force:
+            raise ConflictError(
+                f"endpoint {label} runs on host {name}: detach it there, or with --force if that "
+                "host is down"
+            )
+        try:
+            await self._endpoints.delete(endpoint, orphan=True)
+        except StoreConflictError as error:
+            raise ConflictError(
+                f"endpoint {label} runs on host {name}, which is alive: detach it there"
+            ) from error
+        return endpoint
+
+    async def keep(self) -> NoReturn:
+        """Runs `repair` at the start, whenever a record of this host is gone, and now and then."""
+        while True:
+            try:
+                await self.repair()
+            except DaemonError as error:
+                log.warning("records not compared cause=%s", error)
+            with contextlib.suppress(NotSettledError):
+                await self._state.wait_for(lambda: not self._differs(), timeout_s=REPAIR_RETRY_S)
+            with contextlib.suppress(NotSettledError):
+                await self._state.wait_for(self._differs, timeout_s=REPAIR_S)
+
+    async def repair(self) -> None:
+        """Compares this host's own records with the store and puts right what differs.
+
+        Local endpoints that the store has lost are published again if their claims are free;
+        one whose name or address belongs to another by now is fenced: disconnected and reported.
+        Records of this host that belong to no local endpoint are removed.
+
+        Raises:
+            DaemonError: The store did not answer, or a record could not be put right; the others
+                were. Try again later.
+        """
+        await self._membership.confirm()
+        stored = {e.id: e for e in await self._endpoints.all() if e.host_id == self._host.id}
+        failures: list[DaemonError] = []
+        for endpoint_id, endpoint in list(self._local.records.items()):
+            if endpoint_id in self._local.endpoints and endpoint_id not in stored:
+                try:
+                    await self._restore(endpoint)
+                except DaemonError as error:
+                    failures.append(error)
+        for endpoint in stored.values():
+            known = endpoint.id in self._local.endpoints or endpoint.id in self._created
+            if not known or endpoint.id in self._withdrawn:
+                log.warning("endpoint without sandbox removed endpoint=%s", endpoint.id)
+                await self._withdraw(endpoint)
+        if failures:
+            raise failures[0]
+        self._local.remember_cluster(self._membership.cluster)
+
+    def _differs(self) -> bool:
+        return self._state.synced and (
+            bool(self._withdrawn)
+            or any(
+                not self._state.recorded(records.endpoint_key(local.network_id, local.id))
+                for local in self._local.endpoints.values()
+                if local.id in self._local.records and self._state.joined(local.network_id)
+            )
+        )
+
+    async def _restore(self, endpoint: Endpoint) -> None:
+        try:
+            await self._ensure_network(endpoint.network_id)
+            await self._endpoints.restore(endpoint)
+        except (ConflictError, NotFoundError) as error:
+            if endpoint.id not in self._local.endpoints:
+                return
+            log.error(
+                "endpoint fenced endpoint=%s name=%s addresses=%s cause=%s",
+                endpoint.id,
+                endpoint.name,
+                ",".join(map(str, endpoint.addresses)),
+                error,
+            )
+            with contextlib.suppress(DaemonError):
+                await self.leave(endpoint.id)
+        else:
+            log.warning("endpoint restored endpoint=%s name=%s", endpoint.id, endpoint.name)
+
+    async def _ensure_network(self, network_id: str) -> None:
+        """Puts back a network that was lost with its store; one that was removed stays so."""
+        try:
+            await self._networks.find(network_id)
+        except NotFoundError:
+            copy = self._local.networks.get(network_id)
+            if copy is None or self._local.cluster == self._membership.cluster:
+                raise
+            await self._networks.restore(copy)
+
+    async def _withdraw(self, endpoint: Endpoint) -> None:
+        self._withdrawn.add(endpoint.id)
+        await self._endpoints.delete(endpoint)
+        self._withdrawn.discard(endpoint.id)
+        self._created.discard(endpoint.id)
+
+    async def _undo_join(self, local: LocalEndpoint) -> None:
+        try:
+            await self.leave(local.id)
+        except DaemonError as error:
+            log.warning("join not undone yet endpoint=%s cause=%s", local.id, error)
+
+    async def _undo_create(self, endpoint: Endpoint) -> None:
+        try:
+            await self._withdraw(endpoint)
+        except StoreError as error:
+            log.warning("endpoint not withdrawn yet endpoint=%s cause=%s", endpoint.id, error)
+
+    async def _settle(self, network_id: str) -> None:
+        self._reconciler.poke(network_id)
+        await self._reconciler.settled(network_id, SETTLE_S)
+
+    def _leave_network(self, network_id: str) -> None:
+        if all(e.network_id != network_id for e in self._local.endpoints.values()):
+            self._state.leave(network_id)
+
+    async def _gateway_subnet(self) -> IPv4Network:
+        """Gives the gateway bridge's subnet; chooses it once, then keeps it."""
+        if self._local.gateway_subnet is None:
+            wanted = IPv4Network(self._settings.gateway_subnet)
+            routed = await self._net.host_routes()
+            if self._local.gateway_subnet is None:
+                chosen = ipam.next_gateway_subnet(wanted, routed)
+                self._local.remember_gateway_subnet(chosen)
+        subnet = self._local.gateway_subnet
+        assert subnet is not None
+        return subnet

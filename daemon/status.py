@@ -1,0 +1,238 @@
+"""How this host is doing: one reading of everything, shown by `pyvxlan status` and the metrics."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.dataplane import Dataplane
+from pyvxlan.daemon.documents import Document, host_document
+from pyvxlan.daemon.errors import DataplaneError
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.state import State
+
+COUNTERS = (
+    "egress_frames",
+    "egress_bytes",
+    "ingress_frames",
+    "ingress_bytes",
+    "flood_frames",
+    "replies",
+)
+FORWARDER_FACTS = ("pid", "workers", "restarts")
+UNDERLAY_COUNTERS = tuple(
+    f"{direction}_{what}"
+    for direction in ("sent", "received")
+    for what in ("datagrams", "bytes", "syscalls", "batches")
+)
+
+
+class Progress(Protocol):
+    """What the reconciler says of its own work."""
+
+    repairs: int
+    """How often something that somebody else had changed was put right again."""
+
+    def problems(self) -> Sequence[str]:
+        """What could not be done in the last round."""
+
+
+class NameService(Protocol):
+    """What the name servers say of their work."""
+
+    @property
+    def serving(self) -> int:
+        """Number of sandboxes that are served."""
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """What became of queries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What was carried for one network, or was not: counters by name, drops by reason."""
+
+    counters: Mapping[str, int]
+    egress_drops: Mapping[str, int] = field(default_factory=dict)
+    ingress_drops: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stats: Mapping[str, Any]) -> Traffic:
+        """Reads what the data plane gives for a VNI; what it does not give is zero."""
+        return cls(
+            {name: int(stats.get(name, 0)) for name in COUNTERS},
+            dict(stats.get("egress_drops", {})),
+            dict(stats.get("ingress_drops", {})),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkReading:
+    """One network that is on this host. `remote` counts the endpoints of other hosts."""
+
+    id: str
+    name: str
+    vni: int
+    netns: str
+    local: int
+    remote: int
+    traffic: Traffic
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything at one moment. `forwarder` is empty while there is none."""
+
+    networks: tuple[NetworkReading, ...]
+    forwarder: Mapping[str, int]
+    underlay: Mapping[str, int]
+    underlay_drops: Mapping[str, int]
+    endpoints: int
+    cluster_networks: int
+    hosts_alive: int
+    hosts_down: int
+    repairs: int
+    problems: tuple[str, ...]
+    synced: bool
+    stale_s: float | None
+    session_valid_s: float
+    invalid: Mapping[str, str]
+    names_served: int
+    name_outcomes: Mapping[str, int]
+    uptime_s: float
+
+
+class Status:
+    """Reads from every part of the daemon; changes nothing."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        state: State,
+        local: LocalRecords,
+        membership: Membership,
+        dataplane: Dataplane,
+        progress: Progress,
+        names: NameService,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._state = state
+        self._local = local
+        self._membership = membership
+        self._dataplane = dataplane
+        self._progress = progress
+        self._names = names
+        self._monotonic = monotonic
+        self._started = monotonic()
+
+    async def reading(self) -> Reading:
+        """Reads everything now; a forwarder that does not answer counts as none."""
+        try:
+            stats: Mapping[str, Any] = await self._dataplane.stats()
+        except DataplaneError:
+            stats = {}
+        underlay: Mapping[str, Any] = stats.get("underlay", {})
+        traffic: dict[int, Mapping[str, Any]] = dict(stats.get("networks", ()))
+        forwarder = {name: int(stats[name]) for name in FORWARDER_FACTS if name in stats}
+        state, now = self._state, self._monotonic()
+        return Reading(
+            networks=tuple(self._networks(traffic)),
+            forwarder=forwarder,
+            underlay={name: int(underlay.get(name, 0)) for name in UNDERLAY_COUNTERS},
+            underlay_drops=dict(underlay.get("drops", {})),
+            endpoints=len(self._local.endpoints),
+            cluster_networks=len(state.networks),
+            hosts_alive=len(state.hosts.keys() & state.alive),
+            hosts_down=len(state.hosts.keys() - state.alive),
+            repairs=self._progress.repairs,
+            problems=tuple(self._progress.problems()),
+            synced=state.synced,
+            stale_s=None if state.stale_since is None else now - state.stale_since,
+            session_valid_s=self._membership.session_valid_s,
+            invalid=dict(state.invalid),
+            names_served=self._names.serving,
+            name_outcomes=dict(self._names.outcomes),
+            uptime_s=now - self._started,
+        )
+
+    async def document(self, version: str) -> Document:
+        """Gives the document of `GET /v1/status`."""
+        reading = await self.reading()
+        host = self._state.hosts.get(self._state.host.id, self._state.host)
+        metrics = self._settings.metrics_address
+        return {
+            "version": version,
+            "pid": os.getpid(),
+            "uptime_s": round(reading.uptime_s, 3),
+            "run_dir": str(self._settings.run_dir),
+            "state_dir": str(self._settings.state_dir),
+            "host": host_document(host, alive=host.id in self._state.alive, is_self=True),
+            "store": {
+                "url": self._settings.store,
+                "synced": reading.synced,
+                "stale_s": None if reading.stale_s is None else round(reading.stale_s, 3),
+                "session_valid_s": round(reading.session_valid_s, 3),
+                "invalid": reading.invalid,
+            },
+            "forwarder": {
+                "up": "pid" in reading.forwarder,
+                "pid": None,
+                "workers": 0,
+                "restarts": 0,
+            }
+            | dict(reading.forwarder),
+            "underlay": dict(reading.underlay) | {"drops": reading.underlay_drops},
+            "endpoints": reading.endpoints,
+            "names": {"sandboxes": reading.names_served, "queries": reading.name_outcomes},
+            "reconcile": {"repairs": reading.repairs, "problems": list(reading.problems)},
+            "metrics_url": f"http://{metrics}/metrics" if metrics else None,
+            "networks": [
+                {
+                    "id": network.id,
+                    "name": network.name,
+                    "vni": network.vni,
+                    "netns": str(self._settings.run_dir / "netns" / network.netns),
+                    "endpoints": network.local,
+                    "remote_endpoints": network.remote,
+                    "counters": dict(network.traffic.counters)
+                    | {
+                        "egress_drops": network.traffic.egress_drops,
+                        "ingress_drops": network.traffic.ingress_drops,
+                    },
+                }
+                for network in reading.networks
+            ],
+        }
+
+    def _networks(self, traffic: Mapping[int, Mapping[str, Any]]) -> list[NetworkReading]:
+        local = self._local
+        here: dict[str, int] = {}
+        for endpoint in local.endpoints.values():
+            here[endpoint.network_id] = here.get(endpoint.network_id, 0) + 1
+        joined = self._state.endpoints
+        found = []
+        for network_id, count in here.items():
+            network = self._state.networks.get(network_id) or local.networks.get(network_id)
+            if network is None:
+                continue
+            endpoints = joined.get(network_id, {})
+            found.append(
+                NetworkReading(
+                    id=network_id,
+                    name=network.name,
+                    vni=network.vni,
+                    netns=local.netns_names.get(network_id, ""),
+                    local=count,
+                    remote=sum(e.host_id != local.host_id for e in endpoints.values()),
+                    traffic=Traffic.of(traffic.get(network.vni, {})),
+                )
+            )
+        return sorted(found, key=lambda network: network.name)

@@ -1,0 +1,156 @@
+"""A cluster in one process: hosts with real state and verbs, a store and a kernel in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from random import Random
+
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.errors import NotFoundError
+from pyvxlan.daemon.kv.memory import MemoryStore
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import Address, Cidr, Host, Sandbox
+from pyvxlan.daemon.service import Service
+from pyvxlan.daemon.state import State
+
+SESSION_TTL_S = 15
+
+
+class MemoryNet:
+    """A kernel with the sandboxes that a test gives it; implements `HostNet`."""
+
+    def __init__(self) -> None:
+        self.sandboxes: dict[str, Sandbox] = {}
+        self.links: dict[int, list[str]] = {}
+        self.routes: list[Cidr] = []
+        self.mtu = 1500
+
+    def add(self, name: str, *links: str) -> Sandbox:
+        sandbox = Sandbox(f"/run/netns/{name}", inode=100 + len(self.sandboxes))
+        self.sandboxes[name] = sandbox
+        self.links[sandbox.inode] = ["lo", *links]
+        return sandbox
+
+    async def resolve_sandbox(self, text: str) -> Sandbox:
+        if text not in self.sandboxes:
+            raise NotFoundError(f"no namespace {text!r}")
+        return self.sandboxes[text]
+
+    async def sandbox_links(self, sandbox: Sandbox) -> Sequence[str]:
+        await asyncio.sleep(0)
+        return self.links[sandbox.inode]
+
+    async def underlay_mtu(self, address: Address) -> int:
+        return self.mtu
+
+    async def host_routes(self) -> Sequence[Cidr]:
+        return self.routes
+
+
+class MemoryReconciler:
+    """A reconciler whose kernel is ready, unless a test says `fail`; implements `Settler`."""
+
+    def __init__(self) -> None:
+        self.pokes: list[str] = []
+        self.fail: Exception | None = None
+
+    def poke(self, nid: str = "*", /) -> None:
+        self.pokes.append(nid)
+
+    async def settled(self, nid: str, /, timeout_s: float = 10) -> None:
+        await asyncio.sleep(0)
+        if self.fail:
+            failure, self.fail = self.fail, None
+            raise failure
+
+
+class Node:
+    """One host."""
+
+    def __init__(self, store: MemoryStore, directory: Path, number: int, seed: int = 0) -> None:
+        self.store = store
+        self.local = LocalRecords(directory)
+        self.host = Host(
+            id=self.local.host_id,
+            name=f"host{number}",
+            vtep=ip_address(f"198.18.0.{number}"),
+            port=4789,
+            incarnation=f"{number:032x}",
+            version="0.1.0",
+        )
+        self.state = State(store, self.host, hold_s=30)
+        self.membership = Membership(store, self.state, self.host)
+        self.net = MemoryNet()
+        self.reconciler = MemoryReconciler()
+        self.service = Service(
+            store=store,
+            state=self.state,
+            local=self.local,
+            membership=self.membership,
+            reconciler=self.reconciler,
+            net=self.net,
+            settings=Settings(),
+            host=self.host,
+            rng=Random(seed or number),
+        )
+
+    async def start(self) -> None:
+        await self.state.start({e.network_id for e in self.local.endpoints.values()})
+        await self.membership.register()
+        await self.until(lambda: self.host.id in self.state.alive)
+
+    async def stop(self, *, crash: bool = False) -> None:
+        """Ends the daemon; after a crash its session is left to expire."""
+        if crash and self.membership._keeper:
+            self.membership._keeper.cancel()
+            await asyncio.gather(self.membership._keeper, return_exceptions=True)
+        elif not crash:
+            await self.membership.close()
+        await self.state.close()
+        self.local.close()
+        await self.store.close()
+
+    async def until(self, condition: Callable[[], bool], within_s: float = 5) -> None:
+        async with asyncio.timeout(within_s):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+
+class Cluster:
+    """Hosts on one store; `time_s` is the clock by which sessions expire."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.time_s = 1000.0
+        self.store = MemoryStore(clock=lambda: self.time_s, tick_s=0.02)
+        self.nodes: list[Node] = []
+
+    async def start(self, number: int, *, fresh: str = "") -> Node:
+        node = Node(self.store.peer(), self.directory / f"host{number}{fresh}", number)
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    async def stop(self, node: Node, *, crash: bool = False) -> None:
+        self.nodes.remove(node)
+        await node.stop(crash=crash)
+
+    async def expire(self, node: Node) -> None:
+        """Crashes a host and lets its session run out, while all others keep theirs."""
+        await self.stop(node, crash=True)
+        for _ in range(6):
+            self.time_s += SESSION_TTL_S / 3
+            await asyncio.sleep(0.06)
+
+    async def close(self) -> None:
+        for node in list(self.nodes):
+            await self.stop(node)
+        await self.store.close()
+
+
+def cidrs(*texts: str) -> list[Cidr]:
+    return [ip_network(text) for text in texts]

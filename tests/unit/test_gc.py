@@ -1,0 +1,138 @@
+"""What a host that is gone for good left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from pyvxlan.daemon import records
+from pyvxlan.daemon.endpoints import Endpoints
+from pyvxlan.daemon.gc import Collector
+from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
+from tests.unit.cluster import Cluster, Node
+
+GRACE_S = 600.0
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    await made.close()
+
+
+def collector(node: Node) -> Collector:
+    rng = Random(1)
+    networks = Networks(node.store, node.state, node.host, cluster=lambda: "", rng=rng)
+    endpoints = Endpoints(
+        node.store, node.state, node.host, networks, token=node.membership.token, rng=rng
+    )
+    return Collector(node.store, node.state, node.membership, endpoints, node.host)
+
+
+async def dead_host(cluster: Cluster, survivor: Node) -> Node:
+    """A host that had one endpoint, and crashed."""
+    dead = await cluster.start(2)
+    dead.net.add("c1")
+    await survivor.service.create_network(NetworkSpec("n1"))
+    await dead.service.attach(AttachSpec("n1", "c1", EndpointSpec(name="b")))
+    await cluster.expire(dead)
+    await survivor.until(lambda: dead.host.id not in survivor.state.alive)
+    return dead
+
+
+async def test_dead_host_is_collected_after_the_grace_time(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    dead = await dead_host(cluster, one)
+    collecting = collector(one)
+    await collecting.observe(0)
+    await collecting.observe(GRACE_S - 1)
+    assert len(await one.service.endpoints()) == 1
+    await collecting.observe(GRACE_S)
+    assert await one.service.endpoints() == []
+    left = await cluster.store.list("")
+    assert not any(dead.host.id in key for key in left)
+    assert records.vtep_key(dead.host.vtep) not in left
+    await one.service.remove_network("n1")
+
+
+async def test_first_observation_never_collects(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    await dead_host(cluster, one)
+    await collector(one).observe(1e9)
+    assert len(await one.service.endpoints()) == 1
+
+
+async def test_outage_of_the_observer_starts_the_grace_time_anew(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    await dead_host(cluster, one)
+    collecting = collector(one)
+    await collecting.observe(0)
+    one.state._hosts.stale = True
+    await collecting.observe(GRACE_S / 2)
+    one.state._hosts.stale = False
+    await collecting.observe(GRACE_S)
+    assert len(await one.service.endpoints()) == 1
+    await collecting.observe(2 * GRACE_S)
+    assert await one.service.endpoints() == []
+
+
+async def test_host_that_returned_is_not_collected(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    await dead_host(cluster, one)
+    collecting = collector(one)
+    await collecting.observe(0)
+    again = await cluster.start(2)
+    await collecting.observe(GRACE_S)
+    assert len(await one.service.endpoints()) == 1
+    assert again.host.id in (await cluster.store.get(records.alive_key(again.host.id))).key  # type: ignore[union-attr]
+
+
+async def test_host_that_the_leader_does_not_see_alive_yet_is_not_collected(
+    cluster: Cluster,
+) -> None:
+    one = await cluster.start(1)
+    dead = await dead_host(cluster, one)
+    collecting = collector(one)
+    await collecting.observe(0)
+    await cluster.start(2)
+    await one.until(lambda: dead.host.id in one.state.alive)
+    one.state._alive.values.pop(dead.host.id)
+    collecting._absent_since = {dead.host.id: 0}
+    await collecting.observe(GRACE_S)
+    assert len(await one.service.endpoints()) == 1
+
+
+async def test_only_one_host_leads(cluster: Cluster) -> None:
+    one, three = await cluster.start(1), await cluster.start(3)
+    await dead_host(cluster, one)
+    first, second = collector(one), collector(three)
+    await first.observe(0)
+    await second.observe(0)
+    await second.observe(GRACE_S)
+    assert len(await one.service.endpoints()) == 1
+    await cluster.stop(one)
+    await second.observe(GRACE_S)
+    await three.until(lambda: one.host.id not in three.state.alive)
+    await second.observe(2 * GRACE_S)
+    assert await three.service.endpoints() == []
+
+
+async def test_endpoints_of_a_host_without_a_record_are_collected(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    dead = await dead_host(cluster, one)
+    again = await cluster.start(2, fresh="again")
+    assert again.host.id != dead.host.id
+    collecting = collector(one)
+    await asyncio.sleep(0)
+    await collecting.observe(0)
+    await collecting.observe(GRACE_S)
+    assert await one.service.endpoints() == []
+    claim = await cluster.store.get(records.vtep_key(again.host.vtep))
+    assert claim is not None
+    assert records.parse_claim(claim.value) == again.host.id
