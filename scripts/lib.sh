@@ -1,0 +1,50 @@
+# Shared by scripts/demo and scripts/test: says what happens, installs what is missing, builds.
+# Sourced, never run.
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${PYVXLAN_VENV:-$REPO/.venv}
+RUST_NEEDED=1.85
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
+fail() { printf '\npyvxlan: %s\n' "$*" >&2; exit 1; }
+
+need_root() {
+    [ "$(id -u)" = 0 ] || fail "$0 makes network namespaces and needs root: run it again with sudo"
+}
+
+# ensure_packages PACKAGE...: installs the Debian packages that are not installed yet.
+ensure_packages() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' ||
+            missing+=("$package")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    say "installing Debian packages: ${missing[*]}"
+    command -v apt-get >/dev/null ||
+        fail "these packages are missing and there is no apt-get here; install them: ${missing[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+need_rust() {
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust $RUST_NEEDED or later (rustup)"
+    local have
+    have=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$RUST_NEEDED" "$have" | sort -V | head -n1)" = "$RUST_NEEDED" ] ||
+        fail "rustc $have is too old: Rust $RUST_NEEDED or later is needed (rustup update stable)"
+}
+
+# ensure_venv: makes the virtual environment if it is not there or broken.
+ensure_venv() {
+    command -v cc >/dev/null || ensure_packages gcc libc6-dev
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "Python 3.11 or later is needed; this is $(python3 --version 2>&1)"
+    python3 -c 'import ensurepip' 2>/dev/null || ensure_packages python3-venv
+    "$VENV/bin/python" -c 'import pip' 2>/dev/null || {
+        say "making the virtual environment $VENV"
+        python3 -m venv --clear "$VENV"
+    }
+}

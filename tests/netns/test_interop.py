@@ -1,0 +1,187 @@
+"""Interoperation with the kernel's own vxlan device, by the library alone (no daemon).
+
+Host 1 runs `pyvxlan.Engine` on a TAP; host 2 a kernel vxlan device. Both sit behind a bridge port
+that is the "container": an address on the bridge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import pyvxlan
+from tests.netns.world import command, inside, receive_all, world
+
+pytestmark = pytest.mark.root
+VNI = 0x1234
+
+
+@dataclass
+class Ends:
+    """Both ends: namespace name, overlay addresses."""
+
+    netns: tuple[str, str]
+    v4: tuple[str, str]
+    v6: tuple[str, str]
+
+
+def _container(netns: str, number: int) -> None:
+    """A veth from the host's bridge into a namespace, as a container has it."""
+    inner = f"{netns}in"
+    command("ip", "netns", "add", inner)
+    command(
+        "ip",
+        "-n",
+        netns,
+        "link",
+        "add",
+        "vc",
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "eth0",
+        "netns",
+        inner,
+    )
+    command("ip", "-n", netns, "link", "set", "vc", "master", "br0", "up", "mtu", 1430)
+    command(
+        "ip",
+        "-n",
+        inner,
+        "link",
+        "set",
+        "eth0",
+        "address",
+        f"02:42:0a:63:00:0{number}",
+        "mtu",
+        1430,
+    )
+    command("ip", "-n", inner, "addr", "add", f"10.99.0.{number}/24", "dev", "eth0")
+    command("ip", "-n", inner, "addr", "add", f"fd99::{number}/64", "dev", "eth0", "nodad")
+    command("ip", "-n", inner, "link", "set", "eth0", "up")
+
+
+@pytest.fixture(scope="module", params=["ipv4 underlay", "ipv6 underlay"])
+def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
+    with world("pf", 2, start=False) as made:
+        one, two = made.hosts
+        underlay = (
+            (one.address, two.address) if "ipv4" in request.param else (one.address6, two.address6)
+        )
+        for host in (one, two):
+            command(
+                "ip", "-n", host.netns, "link", "add", "br0", "type", "bridge", "mcast_snooping", 0
+            )
+            command("ip", "-n", host.netns, "link", "set", "br0", "up", "mtu", 1430)
+            _container(host.netns, host.number)
+        command(
+            "ip", "-n", two.netns, "link", "add", "vxlan0", "mtu", 1430, "type", "vxlan", "id", VNI,
+            "dstport", 4789, "local", underlay[1], "nolearning",
+        )  # fmt: skip
+        command("ip", "-n", two.netns, "link", "set", "vxlan0", "master", "br0", "up")
+        for mac in ("02:42:0a:63:00:01", "00:00:00:00:00:00"):
+            command(
+                "bridge", "-n", two.netns, "fdb", "append", mac, "dev", "vxlan0", "dst", underlay[0]
+            )
+        queues = pyvxlan.open_tap(f"/run/netns/{one.netns}", "vxlan0", queues=2, mtu_bytes=1430)
+        command("ip", "-n", one.netns, "link", "set", "vxlan0", "master", "br0", "up", "mtu", 1430)
+        sockets = inside(one.netns, lambda: pyvxlan.open_underlay(underlay[0], workers=2))
+        with pyvxlan.Engine(sockets, workers=2) as engine:
+            engine.attach(VNI, queues, mtu_bytes=1430)
+            engine.apply(VNI, add={"02:42:0a:63:00:02": underlay[1]})
+            engine.set_flood(VNI, [underlay[1]])
+            engine.set_neighbours(
+                VNI, {"10.99.0.2": "02:42:0a:63:00:02", "fd99::2": "02:42:0a:63:00:02"}
+            )
+            yield Ends(
+                (f"{one.netns}in", f"{two.netns}in"),
+                ("10.99.0.1", "10.99.0.2"),
+                ("fd99::1", "fd99::2"),
+            )
+        for host in (one, two):
+            command("ip", "netns", "del", f"{host.netns}in")
+
+
+def _ping(netns: str, target: str) -> int:
+    done = command(
+        "nsenter",
+        f"--net=/run/netns/{netns}",
+        "ping",
+        "-q",
+        "-c",
+        20,
+        "-i",
+        0.02,
+        "-W",
+        1,
+        target,
+        check=False,
+    )
+    return int(done.stdout.split(" received")[0].split()[-1])
+
+
+@pytest.mark.parametrize("version", ["v4", "v6"])
+def test_pings_go_both_ways(ends: Ends, version: str) -> None:
+    addresses: tuple[str, str] = getattr(ends, version)
+    assert _ping(ends.netns[0], addresses[1]) == 20
+    assert _ping(ends.netns[1], addresses[0]) == 20
+
+
+@pytest.mark.parametrize("version", ["v4", "v6"])
+@pytest.mark.parametrize("client", [0, 1])
+def test_tcp_arrives_bit_exact_in_both_roles(ends: Ends, version: str, client: int) -> None:
+    addresses: tuple[str, str] = getattr(ends, version)
+    family = socket.AF_INET if version == "v4" else socket.AF_INET6
+    server = 1 - client
+    payload = os.urandom(1 << 20) * 16
+    received: list[bytes] = []
+    listener = inside(Path(f"/run/netns/{ends.netns[server]}"), lambda: socket.socket(family))
+    with listener:
+        listener.settimeout(10)
+        listener.bind((addresses[server], 0))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(20)
+                received.append(receive_all(connection, len(payload)))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        sender = inside(Path(f"/run/netns/{ends.netns[client]}"), lambda: socket.socket(family))
+        with sender:
+            sender.settimeout(20)
+            sender.connect((addresses[server], listener.getsockname()[1]))
+            sender.sendall(payload)
+        thread.join()
+    assert hashlib.sha256(received[0]).digest() == hashlib.sha256(payload).digest()
+
+
+@pytest.mark.parametrize("version", ["v4", "v6"])
+@pytest.mark.parametrize("client", [0, 1])
+@pytest.mark.parametrize("size", [1, 1000, 1382, 8000])
+def test_udp_arrives_in_both_roles(ends: Ends, version: str, client: int, size: int) -> None:
+    addresses: tuple[str, str] = getattr(ends, version)
+    family = socket.AF_INET if version == "v4" else socket.AF_INET6
+    server = 1 - client
+    payload = os.urandom(size)
+    receiver = inside(
+        Path(f"/run/netns/{ends.netns[server]}"), lambda: socket.socket(family, socket.SOCK_DGRAM)
+    )
+    sender = inside(
+        Path(f"/run/netns/{ends.netns[client]}"), lambda: socket.socket(family, socket.SOCK_DGRAM)
+    )
+    with receiver, sender:
+        receiver.settimeout(5)
+        receiver.bind((addresses[server], 0))
+        sender.sendto(payload, (addresses[server], receiver.getsockname()[1]))
+        assert receiver.recvfrom(65536)[0] == payload

@@ -1,0 +1,328 @@
+"""Real packets of every kind through the tunnel, and what they look like on the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvxlan import encap
+from tests.netns.world import (
+    Container,
+    World,
+    capture,
+    end_capture,
+    eventually,
+    inside,
+    offloads_off,
+    socket_in,
+    transfer,
+    tshark,
+)
+
+pytestmark = pytest.mark.root
+GROUP4, GROUP6, PORT = "239.77.1.2", "ff15::77", 5077
+
+
+class Trio:
+    """A dual-stack network with one container on each of three hosts."""
+
+    def __init__(self, world: World, name: str, *options: str) -> None:
+        self.world = world
+        self.name = name
+        self.id = world[1].cli("network", "create", "--ipv6", *options, name).strip()
+        self.containers = [host.container() for host in world.hosts]
+        self.v4: list[str] = []
+        self.v6: list[str] = []
+        for container in self.containers:
+            container.attach(name)
+            for address in container.addresses():
+                (self.v6 if ":" in address else self.v4).append(address.split("/")[0])
+        for target in self.v4[1:]:
+            eventually(lambda target=target: self.containers[0].ping(target, count=1))
+        eventually(lambda: self.containers[1].ping(self.v4[2], count=1))
+
+    def close(self) -> None:
+        for container in self.containers:
+            container.detach()
+        self.world[1].cli("network", "rm", self.name)
+
+
+@pytest.fixture(scope="module")
+def trio(three_hosts: World) -> Iterator[Trio]:
+    made = Trio(three_hosts, "ov_traffic")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_bulk_tcp_arrives_bit_exact_both_ways(trio: Trio, version: int) -> None:
+    addresses = trio.v4 if version == 4 else trio.v6
+    payload = os.urandom(1 << 20) * 24
+    digest = hashlib.sha256(payload).hexdigest()
+    for client, server in ((0, 1), (1, 0)):
+        arrived = transfer(
+            trio.containers[client], trio.containers[server], addresses[server], payload
+        )
+        assert hashlib.sha256(arrived).hexdigest() == digest
+
+
+def test_tcp_leaves_the_container_in_super_frames(trio: Trio) -> None:
+    """The TAP's offloads are in use: the kernel hands over frames far larger than the MTU."""
+
+    def sent() -> tuple[int, int]:
+        (link,) = json.loads(
+            trio.world[1].in_overlay(trio.id, "ip", "-s", "-json", "link", "show", "vxlan0")
+        )
+        counters = link["stats64"]["tx"]
+        return counters["packets"], counters["bytes"]
+
+    packets, size = sent()
+    transfer(trio.containers[0], trio.containers[1], trio.v4[1], bytes(1 << 24))
+    packets_after, size_after = sent()
+    assert (size_after - size) / (packets_after - packets) > 3000
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("size", [0, 1, 63, 512, 1372, 1402, 9000, 60000])
+def test_udp_of_any_size_arrives(trio: Trio, version: int, size: int) -> None:
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    addresses = trio.v4 if version == 4 else trio.v6
+    payload = os.urandom(size)
+    with (
+        trio.containers[1].socket(family, socket.SOCK_DGRAM) as server,
+        trio.containers[0].socket(family, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind((addresses[1], 0))
+        client.sendto(payload, (addresses[1], server.getsockname()[1]))
+        assert server.recvfrom(65536)[0] == payload
+
+
+def test_udp_segmentation_offload_is_cut_to_the_wire(trio: Trio) -> None:
+    udp_segment = 103
+    payload = os.urandom(1200 * 20 + 77)
+    with (
+        trio.containers[1].socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.bind((trio.v4[1], 0))
+        client.setsockopt(socket.IPPROTO_UDP, udp_segment, 1200)
+        client.sendto(payload, (trio.v4[1], server.getsockname()[1]))
+        parts = [server.recvfrom(65536)[0] for _ in range(21)]
+    assert b"".join(parts) == payload
+    assert {len(part) for part in parts[:-1]} == {1200}
+
+
+def _receiver(container: Container, family: int, bind: str, group: str | None) -> socket.socket:
+    made = container.socket(family, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    index = container.link()["ifindex"]
+    if group and family == socket.AF_INET:
+        made.setsockopt(
+            socket.IPPROTO_IP,
+            socket.IP_ADD_MEMBERSHIP,
+            struct.pack("=4s4si", socket.inet_aton(group), bytes(4), index),
+        )
+    elif group:
+        made.setsockopt(
+            socket.IPPROTO_IPV6,
+            socket.IPV6_JOIN_GROUP,
+            struct.pack("=16si", socket.inet_pton(socket.AF_INET6, group), index),
+        )
+    made.bind((bind, PORT))
+    return made
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "multicast4", "multicast6"])
+def test_broadcast_and_multicast_reach_every_host_once(trio: Trio, kind: str) -> None:
+    family = socket.AF_INET6 if kind == "multicast6" else socket.AF_INET
+    group = {"broadcast": None, "multicast4": GROUP4, "multicast6": GROUP6}[kind]
+    target = group or trio.v4[0].rsplit(".", 1)[0] + ".255"
+    receivers = [
+        _receiver(container, family, "::" if family == socket.AF_INET6 else "0.0.0.0", group)
+        for container in trio.containers[1:]
+    ]
+    with trio.containers[0].socket(family, socket.SOCK_DGRAM) as sender:
+        index = trio.containers[0].link()["ifindex"]
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        if kind == "multicast4":
+            sender.setsockopt(
+                socket.IPPROTO_IP,
+                socket.IP_MULTICAST_IF,
+                struct.pack("=4s4si", bytes(4), bytes(4), index),
+            )
+        if kind == "multicast6":
+            sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        for number in range(5):
+            sender.sendto(b"all %d" % number, (target, PORT))
+    for receiver in receivers:
+        with receiver:
+            got = [receiver.recvfrom(100)[0] for _ in range(5)]
+            assert got == [b"all %d" % number for number in range(5)]
+            receiver.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                receiver.recvfrom(100)
+
+
+def test_multicast_off_keeps_it_at_home(three_hosts: World) -> None:
+    trio = Trio(three_hosts, "ov_nocast", "--opt", "multicast=off")
+    receiver = _receiver(trio.containers[1], socket.AF_INET, "0.0.0.0", GROUP4)
+    receiver.settimeout(0.5)
+    with trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sender, receiver:
+        index = trio.containers[0].link()["ifindex"]
+        sender.setsockopt(
+            socket.IPPROTO_IP,
+            socket.IP_MULTICAST_IF,
+            struct.pack("=4s4si", bytes(4), bytes(4), index),
+        )
+        sender.sendto(b"nobody", (GROUP4, PORT))
+        with pytest.raises(TimeoutError):
+            receiver.recvfrom(100)
+    assert three_hosts[1].drops("ov_nocast")["multicast_off"] > 0
+    assert trio.containers[0].ping(trio.v4[1]) == 3, "unicast goes on"
+    trio.close()
+
+
+def test_broadcast_is_rate_limited_per_network(three_hosts: World) -> None:
+    trio = Trio(three_hosts, "ov_rate", "--opt", "flood-rate=50")
+    with trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for _ in range(2000):
+            sender.sendto(b"x", (trio.v4[0].rsplit(".", 1)[0] + ".255", PORT))
+    assert eventually(lambda: three_hosts[1].drops("ov_rate").get("flood_rate", 0)) > 1000
+    trio.close()
+
+
+def test_address_resolution_stays_on_the_host(trio: Trio, tmp_path: Path) -> None:
+    path = tmp_path / "arp.pcap"
+    running = capture(trio.world[1].netns, "under0", path, "udp", "port", "4789")
+    trio.containers[0].run("ip", "neigh", "flush", "dev", "eth0")
+    for target in (trio.v4[1], trio.v6[1]):
+        assert trio.containers[0].ping(target) == 3
+    nobody = trio.v4[0].rsplit(".", 1)[0] + ".250"
+    trio.containers[0].ping(nobody, count=1)
+    end_capture(running)
+    assert tshark(path, "frame.number", display="icmp || icmpv6"), "the capture saw the pings"
+    assert not tshark(path, "frame.number", display="arp || icmpv6.type == 135")
+    assert trio.world[1].drops("ov_traffic")["neighbour_unknown"] > 0
+
+
+def test_what_is_on_the_wire_is_rfc_7348(trio: Trio, tmp_path: Path) -> None:
+    vni = json.loads(trio.world[1].cli("network", "inspect", "ov_traffic"))[0]["vni"]
+    offloads_off(*((host.netns, "under0") for host in trio.world.hosts))
+    path = tmp_path / "wire.pcap"
+    running = capture(trio.world.switch, "port2", path, "udp", "port", "4789")
+    payload = os.urandom(1 << 22)
+    for addresses in (trio.v4, trio.v6):
+        assert transfer(trio.containers[0], trio.containers[1], addresses[1], payload) == payload
+        assert trio.containers[0].ping(addresses[1]) == 3
+    for _ in range(20):
+        with trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.sendto(b"flow", (trio.v4[1], 9))
+    end_capture(running)
+    rows = tshark(
+        path, "vxlan.vni", "vxlan.flags", "vxlan.reserved8", "udp.srcport", "udp.dstport", "frame.len",
+        "ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "ip.src",
+    )  # fmt: skip
+    assert len(rows) > 2000
+    ports = set()
+    for number, flags, reserved, source, target, length, ip_sum, tcp_sum, udp_sum, _ in rows:
+        assert int(number) == vni
+        assert int(flags, 0) == 0x0800
+        assert int(reserved or "0", 0) == 0
+        assert 49152 <= int(source.split(",")[0]) <= 65535
+        assert target.split(",")[0] == "4789"
+        assert int(length) <= 1514
+        ports.add(source.split(",")[0])
+        for status in (*ip_sum.split(","), *tcp_sum.split(","), *udp_sum.split(",")):
+            assert status in {"", "1", "2", "3"}, "0 is a bad checksum"
+            assert status != "0"
+    assert len(ports) > 5, "flows spread over source ports"
+
+
+def test_frames_of_a_liar_are_dropped(trio: Trio) -> None:
+    """A datagram from no VTEP, and one that claims somebody else's MAC, go no further."""
+    world = trio.world
+    vni = json.loads(world[1].cli("network", "inspect", "ov_traffic"))[0]["vni"]
+    macs = [bytes.fromhex(c.link()["address"].replace(":", "")) for c in trio.containers]
+    frame = macs[0] + macs[1] + b"\x88\xb5" + bytes(50)
+    before = world[1].drops("ov_traffic")
+    # From host 3, claiming the MAC that lives on host 2.
+    with socket_in(world[3].netns, socket.AF_INET, socket.SOCK_DGRAM) as liar:
+        for _ in range(5):
+            liar.sendto(encap(frame, vni), (world[1].address, 4789))
+    # From an address that is nobody's VTEP.
+    world[3].run("ip", "addr", "add", "198.18.0.99/24", "dev", "under0")
+    with socket_in(world[3].netns, socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        inside(world[3].netns, lambda: stranger.bind(("198.18.0.99", 0)))
+        for _ in range(7):
+            stranger.sendto(encap(frame, vni), (world[1].address, 4789))
+        for junk in (
+            b"",
+            b"\x08",
+            bytes(8),
+            b"\xff" * 7,
+            os.urandom(60),
+            encap(bytes(14), vni)[:12],
+        ):
+            stranger.sendto(junk, (world[1].address, 4789))
+    world[3].run("ip", "addr", "del", "198.18.0.99/24", "dev", "under0")
+
+    def counted(reason: str) -> int:
+        return world[1].drops("ov_traffic").get(reason, 0) - before.get(reason, 0)
+
+    eventually(lambda: counted("source_mac_elsewhere") == 5)
+    eventually(lambda: counted("source_not_vtep") >= 7)
+    assert trio.containers[0].ping(trio.v4[1]) == 3
+
+
+def test_idle_forwarder_uses_no_cpu(trio: Trio) -> None:
+    pid = trio.world[1].forwarder_pid()
+
+    def ticks() -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    time.sleep(0.5)
+    before = ticks()
+    time.sleep(2)
+    assert ticks() - before <= 4
+
+
+def test_forwarder_has_no_privileges(trio: Trio) -> None:
+    status = dict(
+        line.split(":\t", 1)
+        for line in Path(f"/proc/{trio.world[1].forwarder_pid()}/status").read_text().splitlines()
+        if ":\t" in line
+    )
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[name], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert status["Uid"].split()[0] != "0"
+
+
+def test_flows_of_many_connections_stay_whole(trio: Trio) -> None:
+    payload = os.urandom(1 << 20)
+    failures: list[BaseException] = []
+
+    def one() -> None:
+        try:
+            assert transfer(trio.containers[0], trio.containers[2], trio.v4[2], payload) == payload
+        except BaseException as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+
+    threads = [threading.Thread(target=one) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
