@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import sqlite3
 from pathlib import Path
 
 import pytest
 
-from tests.netns.world import World, command, world
+from pyvxlan.daemon.kv import Delete, Write
+from pyvxlan.daemon.kv.embedded import EmbeddedStore
+from tests.netns.world import World, command, inside, socket_in, world
 
 pytestmark = pytest.mark.root
 
@@ -132,10 +136,6 @@ def test_daemon_that_is_not_there_is_said_so(two_hosts: World) -> None:
 
 
 def test_taken_udp_port_is_named() -> None:
-    import socket
-
-    from tests.netns.world import inside, socket_in
-
     with world("pg", 1, start=False) as made:
         host = made[1]
         with socket_in(host.netns, socket.AF_INET, socket.SOCK_DGRAM) as taken:
@@ -191,11 +191,6 @@ def test_store_record_that_is_not_valid_is_left_alone(two_hosts: World) -> None:
 
 
 def _raw_put(path: str, key: str, value: bytes | None) -> None:
-    import asyncio
-
-    from pyvxlan.daemon.kv import Delete, Write
-    from pyvxlan.daemon.kv.embedded import EmbeddedStore
-
     async def put() -> None:
         store = EmbeddedStore(Path(path))
         try:

@@ -83,9 +83,24 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
             command("ip", "-n", host.netns, "link", "set", "br0", "up", "mtu", 1430)
             _container(host.netns, host.number)
         command(
-            "ip", "-n", two.netns, "link", "add", "vxlan0", "mtu", 1430, "type", "vxlan", "id", VNI,
-            "dstport", 4789, "local", underlay[1], "nolearning",
-        )  # fmt: skip
+            "ip",
+            "-n",
+            two.netns,
+            "link",
+            "add",
+            "vxlan0",
+            "mtu",
+            1430,
+            "type",
+            "vxlan",
+            "id",
+            VNI,
+            "dstport",
+            4789,
+            "local",
+            underlay[1],
+            "nolearning",
+        )
         command("ip", "-n", two.netns, "link", "set", "vxlan0", "master", "br0", "up")
         for mac in ("02:42:0a:63:00:01", "00:00:00:00:00:00"):
             command(

@@ -109,9 +109,17 @@ def test_containers_on_one_host_do_not_meet_over_the_gateway_bridge(two_hosts: W
 
 def test_static_addresses_and_mac_are_taken_as_given(two_hosts: World) -> None:
     two_hosts[1].cli(
-        "network", "create", "ov_static", "--subnet", "10.41.0.0/24", "--subnet", "fd41::/64",
-        "--gateway", "10.41.0.254", "--ipv6",
-    )  # fmt: skip
+        "network",
+        "create",
+        "ov_static",
+        "--subnet",
+        "10.41.0.0/24",
+        "--subnet",
+        "fd41::/64",
+        "--gateway",
+        "10.41.0.254",
+        "--ipv6",
+    )
     container = two_hosts[2].container()
     container.attach(
         "ov_static", "--ip", "10.41.0.77", "--ip6", "fd41::77", "--mac", "02:aa:bb:cc:dd:ee"
@@ -192,7 +200,9 @@ def test_two_hosts_creating_one_name_at_once_make_one_network(two_hosts: World) 
         name = f"ov_race{round_number}"
         with ThreadPoolExecutor(2) as pool:
             done = list(
-                pool.map(lambda host: host.cli_try("network", "create", name), two_hosts.hosts)
+                pool.map(
+                    lambda host, name=name: host.cli_try("network", "create", name), two_hosts.hosts
+                )
             )
         assert sorted(result.returncode == 0 for result in done) == [False, True]
         loser = next(result for result in done if result.returncode != 0)

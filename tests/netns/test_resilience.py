@@ -132,8 +132,20 @@ def test_forwarder_killed_while_the_daemon_is_dead_comes_back_with_it(pair: Pair
 
 @pytest.mark.parametrize(
     "damage",
-    ["veth", "br0", "vxlan0", "link down", "address", "port", "netns file", "gateway bridge", "nftables", "rule", "mtu"],
-)  # fmt: skip
+    [
+        "veth",
+        "br0",
+        "vxlan0",
+        "link down",
+        "address",
+        "port",
+        "netns file",
+        "gateway bridge",
+        "nftables",
+        "rule",
+        "mtu",
+    ],
+)
 def test_what_is_deleted_by_hand_is_repaired_within_five_seconds(pair: Pair, damage: str) -> None:
     host = pair.world[1]
     overlay = host.overlay(pair.id)

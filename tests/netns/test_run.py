@@ -131,10 +131,21 @@ def test_shell_on_a_terminal(named: World) -> None:
         environment = {**os.environ, "PS1": "prompt# ", "TERM": "dumb"}
         os.execve(
             BIN / "pyvxlan",
-            ["pyvxlan", "--run-dir", str(named[1].run_dir), "run", "--network", "ov_names",
-             "--name", "typed", "--", "busybox", "sh"],
+            [
+                "pyvxlan",
+                "--run-dir",
+                str(named[1].run_dir),
+                "run",
+                "--network",
+                "ov_names",
+                "--name",
+                "typed",
+                "--",
+                "busybox",
+                "sh",
+            ],
             environment,
-        )  # fmt: skip
+        )
     seen = b""
 
     def until(text: bytes, within_s: float = 10) -> None:

@@ -229,9 +229,18 @@ def test_what_is_on_the_wire_is_rfc_7348(trio: Trio, tmp_path: Path) -> None:
             client.sendto(b"flow", (trio.v4[1], 9))
     end_capture(running)
     rows = tshark(
-        path, "vxlan.vni", "vxlan.flags", "vxlan.reserved8", "udp.srcport", "udp.dstport", "frame.len",
-        "ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "ip.src",
-    )  # fmt: skip
+        path,
+        "vxlan.vni",
+        "vxlan.flags",
+        "vxlan.reserved8",
+        "udp.srcport",
+        "udp.dstport",
+        "frame.len",
+        "ip.checksum.status",
+        "tcp.checksum.status",
+        "udp.checksum.status",
+        "ip.src",
+    )
     assert len(rows) > 2000
     ports = set()
     for number, flags, reserved, source, target, length, ip_sum, tcp_sum, udp_sum, _ in rows:

@@ -178,18 +178,32 @@ class Host:
     def daemon_args(self, *extra: object) -> list[str]:
         """Flags of this host's daemon; later ones win."""
         return [
-            "--run-dir", str(self.run_dir), "--state-dir", str(self.state_dir),
-            "--store", self.world.store, *[str(word) for word in (*self.world.daemon_options, *extra)],
-        ]  # fmt: skip
+            "--run-dir",
+            str(self.run_dir),
+            "--state-dir",
+            str(self.state_dir),
+            "--store",
+            self.world.store,
+            *[str(word) for word in (*self.world.daemon_options, *extra)],
+        ]
 
     def start(self, *extra: object, wait: bool = True) -> None:
         """Starts the daemon as a user would, in a mount namespace of its own."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m",
-                 str(BIN / "pyvxlan-daemon"), *self.daemon_args(*extra)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+                [
+                    "nsenter",
+                    f"--net=/run/netns/{self.netns}",
+                    "unshare",
+                    "-m",
+                    str(BIN / "pyvxlan-daemon"),
+                    *self.daemon_args(*extra),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         if wait:
             self.wait()
 
@@ -329,9 +343,24 @@ class World:
         self.hosts.append(host)
         command("ip", "netns", "add", host.netns)
         command(
-            "ip", "-n", self.switch, "link", "add", f"port{number}", "mtu", mtu_bytes, "type", "veth",
-            "peer", "name", "under0", "mtu", mtu_bytes, "netns", host.netns,
-        )  # fmt: skip
+            "ip",
+            "-n",
+            self.switch,
+            "link",
+            "add",
+            f"port{number}",
+            "mtu",
+            mtu_bytes,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "under0",
+            "mtu",
+            mtu_bytes,
+            "netns",
+            host.netns,
+        )
         command("ip", "-n", self.switch, "link", "set", f"port{number}", "master", "sw0", "up")
         command("ip", "-n", host.netns, "link", "set", "lo", "up")
         command("ip", "-n", host.netns, "addr", "add", f"{host.address}/24", "dev", "under0")
@@ -382,10 +411,23 @@ def world(
 def capture(netns: str, ifname: str, path: Path, *options: object) -> subprocess.Popen[bytes]:
     """Starts tcpdump in a namespace, writing every frame to `path`; returns when it captures."""
     process = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{netns}", "tcpdump", "-Z", "root", "-i", ifname, "-U", "-s", "0",
-         "-w", str(path), *[str(word) for word in options]],
+        [
+            "nsenter",
+            f"--net=/run/netns/{netns}",
+            "tcpdump",
+            "-Z",
+            "root",
+            "-i",
+            ifname,
+            "-U",
+            "-s",
+            "0",
+            "-w",
+            str(path),
+            *[str(word) for word in options],
+        ],
         stderr=subprocess.PIPE,
-    )  # fmt: skip
+    )
     assert process.stderr is not None
     line = process.stderr.readline()
     assert b"listening" in line or b"tcpdump" in line, line
@@ -405,10 +447,24 @@ def end_capture(process: subprocess.Popen[bytes]) -> None:
 def tshark(path: Path, *fields: str, display: str = "", decode_port: int = 4789) -> list[list[str]]:
     """Dissects a capture: one list per packet with the values of `fields`, checksums checked."""
     words: list[str] = [
-        "tshark", "-r", str(path), "-T", "fields", "-E", "separator=/t", "-E", "occurrence=a",
-        "-o", "ip.check_checksum:TRUE", "-o", "tcp.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE",
-        "-d", f"udp.port=={decode_port},vxlan",
-    ]  # fmt: skip
+        "tshark",
+        "-r",
+        str(path),
+        "-T",
+        "fields",
+        "-E",
+        "separator=/t",
+        "-E",
+        "occurrence=a",
+        "-o",
+        "ip.check_checksum:TRUE",
+        "-o",
+        "tcp.check_checksum:TRUE",
+        "-o",
+        "udp.check_checksum:TRUE",
+        "-d",
+        f"udp.port=={decode_port},vxlan",
+    ]
     for name in fields:
         words += ["-e", name]
     if display:
@@ -421,10 +477,25 @@ def offloads_off(*places: tuple[str, str]) -> None:
     """Turns an interface's offloads off, so that every frame on the wire is a real one."""
     for netns, ifname in places:
         command(
-            "nsenter", f"--net=/run/netns/{netns}", "ethtool", "-K", ifname, "tso", "off", "gso", "off",
-            "gro", "off", "tx", "off", "tx-udp_tnl-segmentation", "off",
-            "tx-udp_tnl-csum-segmentation", "off", check=False,
-        )  # fmt: skip
+            "nsenter",
+            f"--net=/run/netns/{netns}",
+            "ethtool",
+            "-K",
+            ifname,
+            "tso",
+            "off",
+            "gso",
+            "off",
+            "gro",
+            "off",
+            "tx",
+            "off",
+            "tx-udp_tnl-segmentation",
+            "off",
+            "tx-udp_tnl-csum-segmentation",
+            "off",
+            check=False,
+        )
 
 
 def receive_all(connection: socket.socket, size: int) -> bytes:

@@ -103,9 +103,13 @@ def test_every_kind_of_install_gives_the_same_working_thing(
         case _:
             copy = tmp_path / "checkout"
             shutil.copytree(
-                REPO, copy, symlinks=True,
-                ignore=shutil.ignore_patterns("target", ".venv", ".git", "*.so", "__pycache__", ".*_cache"),
-            )  # fmt: skip
+                REPO,
+                copy,
+                symlinks=True,
+                ignore=shutil.ignore_patterns(
+                    "target", ".venv", ".git", "*.so", "__pycache__", ".*_cache"
+                ),
+            )
             what = ["--editable", copy]
     run(python, "-m", "pip", "install", "--quiet", *what, cwd=tmp_path, env=env)
     printed = run(python, "-c", PROBE, cwd=tmp_path, env=env)
@@ -119,8 +123,14 @@ def test_extension_imports_without_root(built: Path) -> None:
     """Only running the daemon needs root: the codec works as any user."""
     done = subprocess.run(
         [sys.executable, "-c", "import pyvxlan; print(len(pyvxlan.encap(bytes(60), 1)))"],
-        user=65534, group=65534, extra_groups=[], cwd="/", capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        user=65534,
+        group=65534,
+        extra_groups=[],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if os.geteuid() == 0 and "Permission denied" in done.stderr:
         pytest.fail("the virtual environment is not readable by other users: " + done.stderr)
     assert done.stdout == "68\n", done.stderr
