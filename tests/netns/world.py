@@ -178,6 +178,8 @@ class Host:
     def daemon_args(self, *extra: object) -> list[str]:
         """Flags of this host's daemon; later ones win."""
         return [
+            "--host-name",
+            f"h{self.number}",
             "--run-dir",
             str(self.run_dir),
             "--state-dir",

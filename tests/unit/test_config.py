@@ -161,3 +161,8 @@ def test_example_file_shows_every_setting_with_its_default() -> None:
     shown = "\n".join(line.removeprefix("# ") for line in text.splitlines() if " = " in line)
     stored = tomllib.loads(shown)
     assert set(stored) == set(SETTINGS)
+
+
+def test_page_lists_every_setting() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "config.md").read_text("utf-8")
+    assert [name for name in SETTINGS if f"\n| `{name}` |" not in page] == []

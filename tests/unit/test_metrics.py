@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -200,3 +201,10 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         assert document["forwarder"]["pid"] == 5
         door.dataplane.stats = refuse
         assert door.do(door.status.document("1"))["forwarder"]["up"] is False
+
+
+async def test_page_lists_every_metric() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "metrics.md").read_text("utf-8")
+    names = {f"pyvxlan_{name.split('/')[0]}" for name in await samples(READING)}
+    alike = {f"pyvxlan_underlay_{what}_total" for what in ("bytes", "syscalls", "batches")}
+    assert [name for name in sorted(names - alike) if f"| `{name}` |" not in page] == []
