@@ -224,7 +224,7 @@ def test_what_is_on_the_wire_is_rfc_7348(trio: Trio, tmp_path: Path) -> None:
     for addresses in (trio.v4, trio.v6):
         assert transfer(trio.containers[0], trio.containers[1], addresses[1], payload) == payload
         assert trio.containers[0].ping(addresses[1]) == 3
-    for _ in range(20):
+    for _ in range(40):
         with trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.sendto(b"flow", (trio.v4[1], 9))
     end_capture(running)

@@ -422,6 +422,7 @@ def capture(netns: str, ifname: str, path: Path, *options: object) -> subprocess
             "-i",
             ifname,
             "-U",
+            "--immediate-mode",
             "-s",
             "0",
             "-w",
