@@ -200,3 +200,29 @@ def test_udp_arrives_in_both_roles(ends: Ends, version: str, client: int, size: 
         receiver.bind((addresses[server], 0))
         sender.sendto(payload, (addresses[server], receiver.getsockname()[1]))
         assert receiver.recvfrom(65536)[0] == payload
+
+
+@pytest.mark.parametrize("version", ["v4", "v6"])
+@pytest.mark.parametrize("client", [0, 1])
+def test_udp_super_frames_arrive_in_both_roles(ends: Ends, version: str, client: int) -> None:
+    """The kernel's vxlan device hands one over a veth uncut, with the inner segments' size."""
+    udp_segment = 103
+    addresses: tuple[str, str] = getattr(ends, version)
+    family = socket.AF_INET if version == "v4" else socket.AF_INET6
+    server = 1 - client
+    payload = os.urandom(1200 * 20 + 77)
+    receiver = inside(
+        Path(f"/run/netns/{ends.netns[server]}"), lambda: socket.socket(family, socket.SOCK_DGRAM)
+    )
+    sender = inside(
+        Path(f"/run/netns/{ends.netns[client]}"), lambda: socket.socket(family, socket.SOCK_DGRAM)
+    )
+    with receiver, sender:
+        receiver.settimeout(5)
+        receiver.bind((addresses[server], 0))
+        sender.setsockopt(socket.IPPROTO_UDP, udp_segment, 1200)
+        for _ in range(3):
+            sender.sendto(payload, (addresses[server], receiver.getsockname()[1]))
+            parts = [receiver.recvfrom(65536)[0] for _ in range(21)]
+            assert b"".join(parts) == payload
+            assert {len(part) for part in parts[:-1]} == {1200}

@@ -340,6 +340,9 @@ fn unicast_solicitation_is_answered_or_goes_to_its_destination() {
     assert_eq!(decision(&unknown), unicast(2));
 }
 
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ALL_NODES_MAC: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
+
 #[test]
 fn solicitation_for_an_unknown_address_is_never_flooded() {
     let unknown = dropped(DropReason::NeighbourUnknown);
@@ -348,6 +351,15 @@ fn solicitation_for_an_unknown_address_is_never_flooded() {
         decision(&solicitation(Ipv6Addr::UNSPECIFIED, ASKER6)),
         unknown
     );
+}
+
+#[test]
+fn neighbour_announcement_is_never_flooded_but_goes_to_one_host() {
+    let mut frame = solicitation_to(ALL_NODES_MAC, ALL_NODES, ASKER6, ASKER6);
+    frame[54] = icmpv6::ADVERTISEMENT;
+    assert_eq!(decision(&frame), dropped(DropReason::NeighbourUnknown));
+    frame[..6].copy_from_slice(&MAC_B.0);
+    assert_eq!(decision(&frame), unicast(2));
 }
 
 #[test]

@@ -524,6 +524,48 @@ fn super_frame_that_a_virtual_link_left_uncut_is_passed_on_as_such() {
 }
 
 #[test]
+fn udp_super_frame_that_looks_like_a_run_of_datagrams_arrives_as_its_segments() {
+    for ipv6 in [false, true] {
+        for partial in [true, false] {
+            let mut bench = bench();
+            let payload: Vec<u8> = (0..1200 * 20 + 77).map(|n| n as u8).collect();
+            let packet = Packet::udp(ipv6, &payload);
+            let frame = if partial {
+                packet.super_frame(1200).1
+            } else {
+                packet.frame()
+            };
+            let expected: Vec<Vec<u8>> = payload
+                .chunks(1200)
+                .enumerate()
+                .map(|(index, chunk)| {
+                    let mut part = Packet::udp(ipv6, chunk);
+                    part.id += index as u16;
+                    plain(&turned(part.frame()))
+                })
+                .collect();
+            // The socket reports the inner segments' size as that of the datagrams.
+            let datagram = encap(VNI, &turned(frame));
+            assert_eq!(bench.arrive(vtep(2), &datagram, 1200), expected);
+            assert_eq!(bench.network.stats().ingress_frames, 21);
+            assert_eq!(bench.strays(DropReason::VxlanFlags), 0);
+        }
+    }
+}
+
+#[test]
+fn udp_super_frame_is_held_against_table_and_mtu() {
+    let mut bench = bench();
+    let frame = Packet::udp(false, &[7; 9000]).frame();
+    let stranger = encap(VNI, &turned(frame.clone()));
+    assert!(bench.arrive(vtep(9), &stranger, 1200).is_empty());
+    assert_eq!(bench.ingress_drops(DropReason::SourceNotVtep), 1);
+    let too_big = encap(VNI, &turned(frame));
+    assert!(bench.arrive(vtep(2), &too_big, 4000).is_empty());
+    assert_eq!(bench.ingress_drops(DropReason::FrameTooBig), 3);
+}
+
+#[test]
 fn refusals_of_the_port_are_counted_by_reason() {
     let mut bench = bench();
     let frame = turned(udp(1000, b"hello"));
@@ -531,10 +573,13 @@ fn refusals_of_the_port_are_counted_by_reason() {
     bench.ingress(vtep(2), &[&frame]);
     bench.port.fail_writes(Some(libc::EIO));
     bench.ingress(vtep(2), &[&frame, &frame]);
+    bench.port.fail_writes(Some(libc::EINVAL));
+    bench.ingress(vtep(2), &[&frame]);
     bench.port.fail_writes(None);
     assert_eq!(bench.ingress(vtep(2), &[frame]).len(), 1);
     assert_eq!(bench.ingress_drops(DropReason::PortFull), 1);
     assert_eq!(bench.ingress_drops(DropReason::PortDown), 2);
+    assert_eq!(bench.ingress_drops(DropReason::FrameMalformed), 1);
 }
 
 #[test]

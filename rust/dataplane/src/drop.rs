@@ -55,7 +55,8 @@ reasons! {
     OffloadMalformed = "offload_malformed",
     /// Unicast to a MAC that is in no FDB entry.
     DestinationUnknown = "destination_unknown",
-    /// ARP request or neighbour solicitation for an unknown address; never flooded.
+    /// ARP request or neighbour solicitation for an unknown address, or an announcement of a known
+    /// one; never flooded.
     NeighbourUnknown = "neighbour_unknown",
     /// Broadcast or multicast on a network that forbids it.
     MulticastOff = "multicast_off",

@@ -74,7 +74,8 @@ impl Default for ReplyBuffer {
 ///
 /// ARP requests (RFC 826) and neighbour solicitations (RFC 4861) for a known neighbour are answered
 /// into `reply`, be they broadcast, unicast or probes; those that are not unicast and ask for an
-/// unknown one are dropped. Any other frame goes where its destination MAC says: to one VTEP, or to
+/// unknown one are dropped, and so is every other ARP message and neighbour advertisement that is
+/// not unicast: all hosts know all neighbours. Any other frame goes where its destination MAC says: to one VTEP, or to
 /// all of the flood list for broadcast and multicast. VLAN tags are looked through, and a reply
 /// carries those of its request.
 #[inline]
@@ -97,7 +98,7 @@ pub fn decide<'t>(frame: &[u8], tables: &'t Tables, reply: &mut ReplyBuffer) -> 
         _ => Question::None,
     };
     match question {
-        Question::None => {}
+        Question::None | Question::Announcement => {}
         Question::Malformed => return Egress::Drop(DropReason::FrameMalformed),
         Question::Arp(request) => {
             if let Some(mac) = tables.neighbour(IpAddr::V4(request.target_ip)) {
@@ -111,8 +112,7 @@ pub fn decide<'t>(frame: &[u8], tables: &'t Tables, reply: &mut ReplyBuffer) -> 
         }
     }
     if destination.is_multicast() {
-        let arp = kind == ethertype::ARP;
-        return flood(arp || !matches!(question, Question::None), tables);
+        return flood(!matches!(question, Question::None), tables);
     }
     match tables.lookup(&destination) {
         Some(vtep) => Egress::Unicast { vtep },
@@ -123,6 +123,8 @@ pub fn decide<'t>(frame: &[u8], tables: &'t Tables, reply: &mut ReplyBuffer) -> 
 /// What a frame asks the neighbour table.
 enum Question {
     None,
+    /// It asks nothing, but tells what every host knows already.
+    Announcement,
     Malformed,
     Arp(arp::Message),
     /// Source and target of a solicitation.
@@ -132,7 +134,7 @@ enum Question {
 fn arp_question(bytes: &[u8]) -> Question {
     match arp::Message::parse(bytes) {
         Ok(message) if message.operation == arp::REQUEST => Question::Arp(message),
-        Ok(_) => Question::None,
+        Ok(_) => Question::Announcement,
         Err(_) => Question::Malformed,
     }
 }
@@ -144,6 +146,7 @@ fn solicitation(packet: &[u8]) -> Question {
         return Question::None;
     }
     match icmpv6::solicitation(packet) {
+        None if icmpv6::is_advertisement(packet) => Question::Announcement,
         None => Question::None,
         Some(Ok((header, message))) => Question::Neighbour(header.source, message.target),
         Some(Err(_)) => Question::Malformed,

@@ -12,7 +12,8 @@ use super::lane::Writer;
 use super::Network;
 use crate::ingress::{decide, Ingress};
 use crate::io::{Port, Underlay};
-use crate::offload::{unfinished, Coalescer, Output, MAX_PIECES};
+use crate::offload::{datagram_super_frame, unfinished};
+use crate::offload::{Coalescer, Output, Segments, MAX_HEADER_LEN, MAX_PIECES};
 use crate::table::Tables;
 use crate::wire::virtio::VnetHdr;
 use crate::wire::{vxlan, Vni};
@@ -33,6 +34,8 @@ struct Place {
 #[derive(Debug)]
 pub(super) struct IngressPath {
     coalescer: Coalescer<Place>,
+    /// Headers of one segment of a super-frame that is cut here.
+    header: [u8; MAX_HEADER_LEN],
 }
 
 /// The network that the datagrams just now belong to.
@@ -47,6 +50,7 @@ impl IngressPath {
     pub fn new() -> Self {
         Self {
             coalescer: Coalescer::new(),
+            header: [0; MAX_HEADER_LEN],
         }
     }
 
@@ -72,7 +76,12 @@ impl IngressPath {
             }
             let source = received.source.to_canonical();
             sockets.received_bytes.add(received.payload.len() as u64);
-            for (index, datagram) in received.payload.chunks(received.segment).enumerate() {
+            // A peer's super-frame of UDP looks like a run of datagrams, but is one.
+            let whole = datagram_super_frame(received.payload, received.segment);
+            let step = whole
+                .as_ref()
+                .map_or(received.segment, |_| received.payload.len());
+            for (index, datagram) in received.payload.chunks(step).enumerate() {
                 sockets.received_datagrams.add(1);
                 let vni = match vxlan::parse(datagram) {
                     Ok(vni) => vni,
@@ -101,7 +110,13 @@ impl IngressPath {
                     current.counters.ingress_drops.add(reason, 1);
                     continue;
                 }
-                if current.writer.network.is_too_big(frame) {
+                if let Some(segments) = whole.clone() {
+                    // What came before it goes first.
+                    self.flush(current, underlay, &mut lost);
+                    current.write_segments(segments, frame, &mut self.header, &mut lost);
+                    continue;
+                }
+                if current.writer.network.is_too_big(frame, frame.len()) {
                     // What came before it goes first.
                     self.flush(current, underlay, &mut lost);
                     current.write_big(frame, &mut lost);
@@ -144,6 +159,36 @@ impl<P: Port> Current<'_, P> {
         let slices = [IoSlice::new(&header), IoSlice::new(frame)];
         let result = self.writer.port.write_frame(&slices);
         self.count(result, 1, frame.len() as u64, lost);
+    }
+
+    /// Gives the port the segments of a super-frame one by one: TAPs before Linux 6.2 take no such
+    /// super-frame of UDP.
+    fn write_segments(
+        &self,
+        mut segments: Segments<'_>,
+        frame: &[u8],
+        room: &mut [u8; MAX_HEADER_LEN],
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) {
+        let frame_len = segments.frame_len();
+        if self.writer.network.is_too_big(frame, frame_len) {
+            let count = segments.remaining() as u64;
+            self.counters
+                .ingress_drops
+                .add(DropReason::FrameTooBig, count);
+            return;
+        }
+        let vnet = VnetHdr::NONE.emit();
+        while let Some((header_len, payload)) = segments.next_into(room) {
+            let len = header_len + payload.len();
+            let slices = [
+                IoSlice::new(&vnet),
+                IoSlice::new(&room[..header_len]),
+                IoSlice::new(&frame[payload]),
+            ];
+            let result = self.writer.port.write_frame(&slices);
+            self.count(result, 1, len as u64, lost);
+        }
     }
 
     /// Gives the port one frame, joined or as it came.
@@ -230,6 +275,8 @@ pub(super) fn write_plain(port: &impl Port, frame: &[u8]) -> Result<(), DropReas
 fn reason_of(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::PortFull,
+        // It is not the port that is wrong.
+        Some(libc::EINVAL) => DropReason::FrameMalformed,
         _ => DropReason::PortDown,
     }
 }

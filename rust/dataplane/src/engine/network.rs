@@ -130,11 +130,12 @@ impl Network {
         self.alive.swap(false, Ordering::Relaxed)
     }
 
-    /// Whether `frame` is longer than the MTU allows, a VLAN tag not counted.
-    pub(super) fn is_too_big(&self, frame: &[u8]) -> bool {
+    /// Whether a frame of `len` bytes that begins as `frame` is longer than the MTU allows, a VLAN
+    /// tag not counted.
+    pub(super) fn is_too_big(&self, frame: &[u8], len: usize) -> bool {
         let most = self.config.mtu_bytes as usize + ethernet::HEADER_LEN;
-        frame.len() > most
-            && (frame.len() > most + ethernet::TAG_LEN
+        len > most
+            && (len > most + ethernet::TAG_LEN
                 || !matches!(frame.get(12..14), Some([0x81, 0x00] | [0x88, 0xa8])))
     }
 }

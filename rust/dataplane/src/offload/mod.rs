@@ -9,7 +9,7 @@ mod unfinished;
 pub use checksum::complete_checksum;
 pub use coalesce::{Coalescer, Joined, Output, Piece};
 pub use segment::Segments;
-pub use unfinished::unfinished;
+pub use unfinished::{datagram_super_frame, unfinished};
 
 /// Longest headers (Ethernet to TCP) of a super-frame that is segmented, in bytes.
 pub const MAX_HEADER_LEN: usize = 256;

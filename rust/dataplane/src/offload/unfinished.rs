@@ -2,11 +2,11 @@
 
 use std::net::IpAddr;
 
-use super::field;
+use super::{field, Segments};
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, ethertype};
 use crate::wire::virtio::{self, VnetHdr};
-use crate::wire::{be16, ipv4, ipv6, protocol, tcp};
+use crate::wire::{be16, ipv4, ipv6, protocol, tcp, vxlan};
 
 /// Finds out whether the sender left `frame`'s checksum, and perhaps its segmentation, to a card.
 ///
@@ -66,6 +66,28 @@ pub fn unfinished(frame: &[u8], mtu_bytes: usize) -> Option<VnetHdr> {
         }
     }
     Some(header)
+}
+
+/// Finds out whether a received run of datagrams is one datagram with a super-frame of UDP.
+///
+/// A peer's kernel vxlan device on a virtual link hands over an inner UDP super-frame uncut, too.
+/// The socket takes it for outer segmentation and reports the segments of the inner datagram,
+/// `size` bytes each without headers, as the length of the outer ones. But then the inner packet is
+/// longer than that, and in a true run it is shorter.
+///
+/// Returns the segments of the frame behind the VXLAN header; None for a true run.
+#[must_use]
+pub fn datagram_super_frame(run: &[u8], size: usize) -> Option<Segments<'_>> {
+    if run.len() <= size {
+        return None;
+    }
+    let header = VnetHdr {
+        gso_type: virtio::GSO_UDP_L4,
+        gso_size: u16::try_from(size).ok()?,
+        ..VnetHdr::NONE
+    };
+    let segments = Segments::new(&header, run.get(vxlan::HEADER_LEN..)?).ok()?;
+    (segments.remaining() > 1).then_some(segments)
 }
 
 /// What the pseudo header is made of.

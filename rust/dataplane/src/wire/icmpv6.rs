@@ -167,6 +167,16 @@ pub fn solicitation(packet: &[u8]) -> Option<Result<(ipv6::Header, Solicitation)
     Some(checked())
 }
 
+/// Whether the IPv6 packet at the beginning of `packet` is a neighbour advertisement, valid or not.
+#[must_use]
+pub fn is_advertisement(packet: &[u8]) -> bool {
+    ipv6::upper(packet).is_some_and(|upper| {
+        upper.protocol == protocol::ICMPV6
+            && !upper.fragment
+            && packet.get(upper.offset) == Some(&ADVERTISEMENT)
+    })
+}
+
 fn parse(message: &[u8], kind: u8, wanted: u8) -> Result<(Ipv6Addr, Option<MacAddr>), WireError> {
     let fixed: &[u8; LEN] = head(message)?;
     let target = array(fixed, 8).map_or(Ipv6Addr::UNSPECIFIED, <[u8; 16]>::into);
