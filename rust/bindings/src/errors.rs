@@ -22,9 +22,10 @@ impl Error {
         Self(PyValueError::new_err(message.to_string()))
     }
 
-    /// ValueError for one of several inputs.
+    /// The same exception for one of several inputs.
     pub fn at(self, index: usize, py: pyo3::Python<'_>) -> Self {
-        Self::value(format_args!("index {index}: {}", self.0.value(py)))
+        let message = format!("index {index}: {}", self.0.value(py));
+        Self(PyErr::from_type(self.0.get_type(py), message))
     }
 
     /// ValueError for bytes that are not `what`.

@@ -116,6 +116,14 @@ def test_a_frame_shorter_than_ethernet_is_malformed():
         pyvxlan.encap(UDP4[:13], 7)
 
 
+def test_what_is_no_buffer_is_a_type_error_in_a_batch_as_alone():
+    for call in (pyvxlan.encap, lambda one, vni: pyvxlan.encap_batch([UDP4, one], vni)):
+        with pytest.raises(TypeError, match="bytes-like"):
+            call(None, 7)
+    with pytest.raises(TypeError, match=r"index 1: .*bytes-like"):
+        pyvxlan.decap_batch([pyvxlan.encap(UDP4, 7), 5])
+
+
 def test_the_bad_one_of_a_batch_is_named_by_its_index():
     with pytest.raises(MalformedError, match="2"):
         pyvxlan.encap_batch([UDP4, UDP4, b"short"], 7)
