@@ -157,10 +157,11 @@ class Engine:
     `close` and `events` raise RuntimeError("engine is closed").
     """
 
-    def __new__(cls, underlay: Sequence[int], workers: int, /) -> Engine:
+    def __new__(cls, underlay: Sequence[int], workers: int, /, *, paused: bool = False) -> Engine:
         """Takes ownership of the descriptors that `open_underlay` gave, and starts the workers.
 
-        Also when it raises, the descriptors are closed.
+        With `paused`, they read nothing before `resume`. Also when it raises, the descriptors are
+        closed.
 
         Raises:
             ValueError: `workers` is not in 1-64, or `underlay` does not hold `workers` receive
@@ -175,6 +176,9 @@ class Engine:
     @property
     def workers(self) -> int:
         """Number of worker threads."""
+
+    def resume(self) -> None:
+        """Lets workers that were started paused begin; does nothing for others."""
 
     def attach(
         self,

@@ -168,16 +168,22 @@ class Engine:
 
     __slots__ = ("_engine",)
 
-    def __init__(self, underlay: Sequence[int], *, workers: int = 1) -> None:
+    def __init__(self, underlay: Sequence[int], *, workers: int = 1, paused: bool = False) -> None:
         """Takes ownership of the descriptors of `open_underlay`, and starts the workers.
 
         The descriptors are closed also when it raises.
+
+        Args:
+            underlay: Descriptors of `open_underlay`.
+            workers: 1 to 64, as `open_underlay` got.
+            paused: Whether nothing is read before `resume`. For an engine that takes over another's
+                descriptors: what waits in them is then not dropped for want of tables.
 
         Raises:
             ValueError: `workers` is not the number that `underlay` was opened for.
             OSError: The kernel refused a thread or descriptor.
         """
-        self._engine = _dataplane.Engine(underlay, workers)
+        self._engine = _dataplane.Engine(underlay, workers, paused=paused)
 
     def __enter__(self) -> Self:
         return self
@@ -199,6 +205,10 @@ class Engine:
     def event_fd(self) -> int:
         """An eventfd, readable while `events` has something. The engine's: do not close it."""
         return self._engine.event_fd
+
+    def resume(self) -> None:
+        """Lets an engine that was made with `paused` begin. May be repeated."""
+        self._engine.resume()
 
     def attach(
         self,

@@ -1,8 +1,9 @@
 """The data plane in a process of its own: finds the forwarder or starts one, and keeps it running.
 
-The daemon holds duplicates of every descriptor that the forwarder works with. So a forwarder that
-dies takes nothing with it: the next one gets the same sockets and ports, and not even the ports'
-queues were without an owner. One of another version is replaced while both run.
+The daemon holds duplicates of every descriptor that the forwarder works with, and a copy of its
+tables. So a forwarder that dies takes nothing with it: the next one gets the same sockets, ports
+and tables, and only then begins, with what the kernel has queued meanwhile. One of another version
+is replaced while both run.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 from pyvxlan import __version__
 from pyvxlan._dataplane import open_tap, open_underlay
@@ -38,6 +39,31 @@ RETRY_S = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Pauses between attempts to start a forwarder; the last one repeats."""
 
 
+@dataclass(slots=True)
+class _Network:
+    """What the forwarder was given for one VNI: all that its successor needs."""
+
+    settings: wire.Attachment
+    descriptors: PortDescriptors
+    fdb: dict[bytes, str] = field(default_factory=dict)
+    neighbours: Mapping[str, bytes] = field(default_factory=dict)
+    flood: Sequence[str] = ()
+
+    def take(self, update: TableUpdate) -> None:
+        """Notes an update that the forwarder has applied."""
+        for mac in update.remove:
+            self.fdb.pop(mac, None)
+        self.fdb.update(update.add)
+        if update.neighbours is not None:
+            self.neighbours = dict(update.neighbours)
+        if update.flood is not None:
+            self.flood = tuple(update.flood)
+
+    def tables(self) -> wire.TableUpdate:
+        """Gives the update that fills empty tables."""
+        return wire.TableUpdate(self.settings.vni, self.fdb, (), self.neighbours, self.flood)
+
+
 class UserspaceDataplane:
     """A `Dataplane` in the forwarder process.
 
@@ -55,7 +81,7 @@ class UserspaceDataplane:
         self._client: ForwarderClient | None = None
         self._hello: wire.Hello | None = None
         self._underlay: tuple[int, ...] = ()
-        self._ports: dict[int, tuple[wire.Attachment, PortDescriptors]] = {}
+        self._networks: dict[int, _Network] = {}
         self._ready = asyncio.Event()
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,8 +118,8 @@ class UserspaceDataplane:
 
     async def adopt_netns(self, vni: int) -> int | None:
         """Gives a new descriptor of the namespace that a port was attached with."""
-        held = self._ports.get(vni)
-        return os.dup(held[1].netns) if held else None
+        held = self._networks.get(vni)
+        return os.dup(held.descriptors.netns) if held else None
 
     async def attach(self, netns_fd: int, name: str, port: PortConfig) -> None:
         """Opens the TAP of that name, creating it if need be, and forwards for its VNI."""
@@ -108,19 +134,25 @@ class UserspaceDataplane:
             except BaseException:
                 descriptors.close()
                 raise
-            self._forget_port(port.vni)
-            self._ports[port.vni] = (settings, descriptors)
+            held = self._networks.get(port.vni)
+            if held is None:
+                self._networks[port.vni] = _Network(settings, descriptors)
+            else:
+                held.descriptors.close()
+                held.settings, held.descriptors = settings, descriptors
 
     async def detach(self, vni: int) -> None:
         """Stops forwarding for a VNI; its TAP goes with the last descriptor."""
         async with self._connected() as client:
             await client.detach(vni)
-            self._forget_port(vni)
+            self._forget(vni)
 
     async def apply(self, update: TableUpdate) -> None:
         """Changes one network's tables, all or nothing."""
         async with self._connected() as client:
             await client.update([_wire_update(update)])
+            if held := self._networks.get(update.vni):
+                held.take(update)
 
     async def stats(self) -> Mapping[str, object]:
         """Counters of workers, underlay and networks, and which forwarder they are of."""
@@ -202,7 +234,7 @@ class UserspaceDataplane:
             self._client = None
         found = await self._find()
         if found is None:
-            client, hello = await self._spawn({})
+            client, hello = await self._spawn()
         else:
             client, hello = found
             if not self._fits(hello):
@@ -238,10 +270,11 @@ class UserspaceDataplane:
         handover = await client.handover()
         self._release()
         self._underlay = handover.underlay
-        self._ports = {
-            vni: (handover.networks[vni].port, descriptors)
-            for vni, descriptors in handover.ports.items()
-        }
+        for vni, descriptors in handover.ports.items():
+            state = handover.networks[vni]
+            self._networks[vni] = _Network(
+                state.port, descriptors, dict(state.fdb), state.neighbours, state.flood
+            )
 
     def _fits(self, hello: wire.Hello) -> bool:
         return hello.version == __version__ and self._has_our_underlay(hello)
@@ -258,24 +291,21 @@ class UserspaceDataplane:
     ) -> tuple[ForwarderClient, wire.Hello]:
         """Replaces a forwarder that does not fit; with the same underlay, while both run."""
         log.info("forwarder replaced pid=%d version=%s", hello.pid, hello.version)
-        tables = await old.dump()
         try:
             if not self._has_our_underlay(hello):
                 # Only its end frees the port.
                 await process.end(self._files)
                 close_descriptors(self._underlay)
                 self._underlay = ()
-            successor = await self._spawn(tables)
+            successor = await self._spawn()
             if old.connected:
                 await old.shutdown()
         finally:
             await old.close()
         return successor
 
-    async def _spawn(
-        self, tables: Mapping[int, wire.NetworkState]
-    ) -> tuple[ForwarderClient, wire.Hello]:
-        """Starts a forwarder and gives it all descriptors that are held, and `tables`."""
+    async def _spawn(self) -> tuple[ForwarderClient, wire.Hello]:
+        """Starts a forwarder, gives it all descriptors and tables that are held, lets it begin."""
         if not self._underlay:
             self._underlay = tuple(await asyncio.to_thread(self._open_underlay))
         settings, files = self._settings, self._files.successor
@@ -284,13 +314,10 @@ class UserspaceDataplane:
         client = await ForwarderClient.connect(files.socket, timeout_s=START_S)
         try:
             await client.configure(self._underlay, settings.workers, self._vtep, settings.port)
-            for attachment, descriptors in self._ports.values():
-                await client.attach(attachment, descriptors.queues, descriptors.netns)
-            await client.update(
-                wire.TableUpdate(vni, state.fdb, (), state.neighbours, state.flood)
-                for vni, state in tables.items()
-                if vni in self._ports
-            )
+            for held in self._networks.values():
+                await client.attach(held.settings, held.descriptors.queues, held.descriptors.netns)
+                await client.update([held.tables()])
+            await client.resume()
             hello = await client.hello()
             process.promote(self._files)
         except BaseException as error:
@@ -322,16 +349,16 @@ class UserspaceDataplane:
                 ) from error
             raise DataplaneError(f"{where} can't be opened: {error.strerror or error}") from error
 
-    def _forget_port(self, vni: int) -> None:
-        if held := self._ports.pop(vni, None):
-            held[1].close()
+    def _forget(self, vni: int) -> None:
+        if held := self._networks.pop(vni, None):
+            held.descriptors.close()
 
     def _release(self) -> None:
         """Closes all duplicates."""
         close_descriptors(self._underlay)
         self._underlay = ()
-        for vni in tuple(self._ports):
-            self._forget_port(vni)
+        for vni in tuple(self._networks):
+            self._forget(vni)
 
 
 @contextlib.contextmanager

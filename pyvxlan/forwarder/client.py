@@ -158,9 +158,16 @@ class ForwarderClient:
     ) -> None:
         """Starts the engine on the descriptors of `open_underlay`; `address` is the VTEP's.
 
-        Refused (`state`) if there is an engine already.
+        It forwards nothing before `resume`. Refused (`state`) if there is an engine already.
         """
         await self._ask("configure", address, port, workers, descriptors=underlay)
+
+    async def resume(self) -> None:
+        """Lets the engine begin; to be called when ports and tables are as they should be.
+
+        What the kernel has queued for it until then is not lost. May be repeated.
+        """
+        await self._ask("resume")
 
     async def attach(self, settings: Attachment, queues: Sequence[int], netns: int) -> None:
         """Forwards for a VNI. One that is attached gets the new port and keeps its tables.

@@ -64,11 +64,18 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 async def _serve(listener: socket.socket, starter: int, stop: asyncio.Event) -> None:
-    server = Server(Engine, _check, version=__version__, allowed_uids=frozenset({0, starter}))
+    server = Server(
+        _start_engine, _check, version=__version__, allowed_uids=frozenset({0, starter})
+    )
     stopper = asyncio.create_task(stop.wait())
     stopper.add_done_callback(lambda _: server.stop())
     await server.serve(listener)
     stopper.cancel()
+
+
+def _start_engine(underlay: Sequence[int], workers: int) -> Engine:
+    """Starts an engine that waits for `resume`."""
+    return Engine(underlay, workers, paused=True)
 
 
 def _check(update: TableUpdate) -> None:

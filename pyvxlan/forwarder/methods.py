@@ -56,6 +56,9 @@ class Engine(Protocol):
     def event_fd(self) -> int:
         """Readable while `events` has something."""
 
+    def resume(self) -> None:
+        """Lets the workers begin."""
+
     def attach(
         self, vni: int, queues: Sequence[int], mtu: int, *, multicast: bool, flood_rate: int
     ) -> None:
@@ -118,8 +121,8 @@ A method removes from the list those descriptors that it keeps; the others are c
 class Methods:
     """Runs requests, one at a time, on one engine.
 
-    `start_engine` takes ownership of underlay descriptors and starts so many workers. `check`
-    raises ValueError for an update with an invalid entry, before any of it is applied.
+    `start_engine` takes ownership of underlay descriptors and starts so many workers, paused.
+    `check` raises ValueError for an update with an invalid entry, before any of it is applied.
     `on_event` is called with what the engine tells.
 
     Attributes:
@@ -145,6 +148,7 @@ class Methods:
         self._methods: dict[str, _Method] = {
             "hello": self._hello,
             "configure": self._configure,
+            "resume": self._resume,
             "attach": self._attach,
             "detach": self._detach,
             "update": self._update,
@@ -220,6 +224,11 @@ class Methods:
         descriptors.clear()
         asyncio.get_running_loop().add_reader(engine.event_fd, self._forward_events, engine)
         log.info("engine started address=%s port=%d workers=%d", address, port, workers)
+        return None, ()
+
+    def _resume(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
+        expect_list(arguments, 0, "arguments of resume")
+        self._running().resume()
         return None, ()
 
     def _attach(

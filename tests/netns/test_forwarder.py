@@ -138,6 +138,7 @@ async def connect(client: ForwarderClient, own: Side, other: Side) -> None:
     for descriptor in (*underlay, *queues, netns):
         os.close(descriptor)
     await client.update([tables(other)])
+    await client.resume()
     inside = ("-n", own.netns)
     ip(*inside, "link", "set", "vxlan0", "address", own.mac)
     ip(*inside, "address", "add", f"{own.address}/24", "dev", "vxlan0")
@@ -157,6 +158,7 @@ async def restore(client: ForwarderClient, held: Handover) -> None:
         state = held.networks[vni]
         await client.attach(state.port, port.queues, port.netns)
         await client.update([TableUpdate(vni, state.fdb, (), state.neighbours, state.flood)])
+    await client.resume()
 
 
 async def ping(count: int, interval_s: float = 0.02) -> int:
@@ -311,6 +313,26 @@ async def test_a_killed_forwarder_is_replaced_through_kept_descriptors(pair):
     held.close()
     assert await ping(20) == 20
     assert ip("-n", SIDES[0].netns, "link", "show", "vxlan0").split(":")[0] == index
+
+
+async def test_pings_wait_for_the_successor_of_a_killed_forwarder_and_none_is_lost(pair):
+    forwarder = pair[0]
+    async with await forwarder.client() as client:
+        held = await client.handover()
+    pinging = asyncio.create_task(ping(150))
+    await asyncio.sleep(0.5)
+    forwarder.kill()
+    await asyncio.sleep(0.3)
+    forwarder.start()
+    async with await forwarder.client() as client:
+        await client.configure(held.underlay, 2, SIDES[0].vtep, PORT)
+        port = held.ports[VNI]
+        await client.attach(held.networks[VNI].port, port.queues, port.netns)
+        await asyncio.sleep(0.2)
+        await client.update([tables(SIDES[1])])
+        await client.resume()
+    held.close()
+    assert await pinging == 150
 
 
 async def test_a_successor_takes_over_while_both_run(pair, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import struct
 import threading
@@ -219,7 +220,9 @@ def test_what_is_on_the_wire_is_rfc_7348(trio: Trio, tmp_path: Path) -> None:
     vni = json.loads(trio.world[1].cli("network", "inspect", "ov_traffic"))[0]["vni"]
     offloads_off(*((host.netns, "under0") for host in trio.world.hosts))
     path = tmp_path / "wire.pcap"
-    running = capture(trio.world.switch, "port2", path, "udp", "port", "4789")
+    # Room for all: frames of 1514 bytes at most, and thousands of them at once.
+    room = ("-B", 65536, "-s", 2048)
+    running = capture(trio.world.switch, "port2", path, *room, "udp", "port", "4789")
     payload = os.urandom(1 << 22)
     for addresses in (trio.v4, trio.v6):
         assert transfer(trio.containers[0], trio.containers[1], addresses[1], payload) == payload
@@ -317,6 +320,25 @@ def test_forwarder_has_no_privileges(trio: Trio) -> None:
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
     assert status["Uid"].split()[0] != "0"
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_killed_forwarder_costs_no_ping(trio: Trio, side: int) -> None:
+    """What comes while there is none waits in the kernel for the next one, and for its tables."""
+    host = trio.world[side]
+    pid = host.forwarder_pid()
+    received: list[int] = []
+
+    def ping() -> None:
+        received.append(trio.containers[0].ping(trio.v4[1], count=100, interval_s=0.02))
+
+    pinging = threading.Thread(target=ping)
+    pinging.start()
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGKILL)
+    pinging.join()
+    assert received == [100]
+    assert host.forwarder_pid() != pid
 
 
 def test_flows_of_many_connections_stay_whole(trio: Trio) -> None:

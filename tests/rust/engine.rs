@@ -102,6 +102,30 @@ fn two_engines_carry_frames_in_both_directions() {
 }
 
 #[test]
+fn what_waits_for_a_paused_engine_is_forwarded_when_it_resumes() {
+    let own = address(6, 1);
+    let sockets = open_underlay(own, PORT, 2, true, 4).unwrap();
+    let engine = Engine::start_paused(sockets, 2).unwrap();
+    let peer = UdpSocket::bind((address(6, 2), PORT)).unwrap();
+    peer.set_read_timeout(Some(LIMIT)).unwrap();
+    let (inside, mut container) = queue();
+    send(&mut container, &frame(MAC_A, MAC_B));
+    let datagram = [&vxlan::header(vni(7))[..], &frame(MAC_B, MAC_A)].concat();
+    peer.send_to(&datagram, (own, PORT)).unwrap();
+    engine.attach(config(7), vec![inside]).unwrap();
+    // Were it not paused, both would be gone by now: attaching waits for the workers.
+    engine
+        .apply(vni(7), &[(MAC_B, address(6, 2))], &[])
+        .unwrap();
+    engine.resume().unwrap();
+    assert_eq!(receive(&mut container), frame(MAC_B, MAC_A));
+    let mut bytes = [0; 2000];
+    let (len, _) = peer.recv_from(&mut bytes).unwrap();
+    assert_eq!(bytes[8..len], frame(MAC_A, MAC_B));
+    engine.resume().unwrap();
+}
+
+#[test]
 fn source_port_is_in_the_dynamic_range_and_not_the_one_to_receive_on() {
     let engine = engine(address(2, 1), 1);
     let peer = UdpSocket::bind((address(2, 2), PORT)).unwrap();

@@ -24,12 +24,21 @@ type Dump<'py> = (
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (underlay, workers, /))]
-    fn new(py: Python<'_>, underlay: Vec<RawFd>, workers: Number) -> Result<Self> {
+    #[pyo3(signature = (underlay, workers, /, *, paused=false))]
+    fn new(py: Python<'_>, underlay: Vec<RawFd>, workers: Number, paused: bool) -> Result<Self> {
         let sockets = convert::descriptors(&underlay)?;
         let workers = workers.within("number of workers", 1, 64)? as usize;
-        let engine = py.detach(|| engine::Engine::start(sockets, workers))?;
+        let start = if paused {
+            engine::Engine::start_paused
+        } else {
+            engine::Engine::start
+        };
+        let engine = py.detach(|| start(sockets, workers))?;
         Ok(Self(engine))
+    }
+
+    fn resume(&self, py: Python<'_>) -> Result<()> {
+        Ok(py.detach(|| self.0.resume())?)
     }
 
     #[getter]

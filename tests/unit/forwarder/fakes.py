@@ -54,11 +54,15 @@ class FakeEngine:
         self.workers = workers
         self.ports: dict[int, FakePort] = {}
         self.closed = False
+        self.paused = True
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._events: list[tuple[str, ...]] = []
         if not underlay:
             os.close(self.event_fd)
             raise ValueError("underlay holds no sockets")
+
+    def resume(self) -> None:
+        self.paused = False
 
     def attach(
         self, vni: int, queues: Sequence[int], mtu: int, *, multicast: bool, flood_rate: int

@@ -86,6 +86,15 @@ async def test_a_second_configure_is_refused_and_changes_nothing(path):
         assert len(made.engines) == 1
 
 
+async def test_the_engine_forwards_nothing_before_resume(path):
+    async with rig(path) as made, await made.client() as client:
+        await configured(client, [7])
+        assert made.engine.paused
+        await client.resume()
+        await client.resume()
+        assert not made.engine.paused
+
+
 async def test_calls_before_configure_are_refused(path):
     async with rig(path) as made, await made.client() as client:
         for call in (client.stats(), client.detach(1), client.update([TableUpdate(1)])):

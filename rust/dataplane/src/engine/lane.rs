@@ -114,6 +114,15 @@ impl<P: Port, U: Underlay> Lane<P, U> {
         Some((&reader.port, &reader.network))
     }
 
+    /// The tokens of all queues that are read.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<usize> {
+        let readers = self.readers.iter().enumerate();
+        readers
+            .filter_map(|(token, reader)| reader.as_ref().map(|_| token))
+            .collect()
+    }
+
     /// Stops reading the queue behind a token.
     pub fn remove_reader(&mut self, token: usize) {
         if let Some(slot) = self.readers.get_mut(token) {

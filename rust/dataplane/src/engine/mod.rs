@@ -126,6 +126,20 @@ impl Engine {
     /// [`EngineError::Invalid`] if the numbers or the sockets do not fit together,
     /// [`EngineError::System`] if there are no descriptors or threads left. The sockets are closed.
     pub fn start(underlay: Vec<OwnedFd>, workers: usize) -> Result<Self, EngineError> {
+        let engine = Self::start_paused(underlay, workers)?;
+        engine.resume()?;
+        Ok(engine)
+    }
+
+    /// Like [`Engine::start`], but nothing is read before [`Engine::resume`].
+    ///
+    /// For an engine that takes over descriptors from another: what the kernel has queued meanwhile
+    /// stays there until the tables are filled, instead of being dropped for want of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::start`].
+    pub fn start_paused(underlay: Vec<OwnedFd>, workers: usize) -> Result<Self, EngineError> {
         if !(1..=64).contains(&workers) {
             return Err(EngineError::Invalid(format!(
                 "{workers} workers: must be 1 to 64"
@@ -159,6 +173,23 @@ impl Engine {
             engine.lock().workers.push(worker);
         }
         Ok(engine)
+    }
+
+    /// Lets the workers begin, if the engine was started paused. Returns once all have.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Closed`] only.
+    pub fn resume(&self) -> Result<(), EngineError> {
+        let control = self.open()?;
+        let (done, all_done) = channel();
+        for worker in &control.workers {
+            let done = done.clone();
+            worker.order(Order::Resume { done });
+        }
+        drop(done);
+        let _ = all_done.recv();
+        Ok(())
     }
 
     /// Forwards for a VNI between `queues`, opened by [`crate::io::open_tap`], and the underlay.

@@ -36,6 +36,9 @@ pub(super) enum Order {
         vni: Vni,
         done: Sender<()>,
     },
+    Resume {
+        done: Sender<()>,
+    },
     Stop,
 }
 
@@ -49,7 +52,7 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts worker number `number`.
+    /// Starts worker number `number`, which moves nothing before [`Order::Resume`].
     pub fn start(
         number: usize,
         underlay: UdpUnderlay,
@@ -59,7 +62,6 @@ impl Worker {
         let wake = Arc::new(EventFd::new()?);
         let epoll = Epoll::new()?;
         epoll.add(wake.as_fd(), WAKE)?;
-        epoll.add(underlay.as_fd(), UNDERLAY)?;
         let (orders, inbox) = channel();
         let lane = Lane::new(number, underlay, destination_port);
         let counters = Arc::clone(&lane.counters);
@@ -69,6 +71,8 @@ impl Worker {
             inbox,
             wake: Arc::clone(&wake),
             events,
+            paused: true,
+            stopped: false,
             failures: 0,
         };
         let thread = std::thread::Builder::new()
@@ -107,6 +111,10 @@ struct Running {
     inbox: Receiver<Order>,
     wake: Arc<EventFd>,
     events: EventSender,
+    /// While paused, sockets and queues are held but not watched.
+    paused: bool,
+    /// Whether it was told to end.
+    stopped: bool,
     failures: u32,
 }
 
@@ -135,7 +143,7 @@ impl Running {
                 }
             }
             if ordered && self.obey().is_break() {
-                alarm.armed = false;
+                alarm.armed = !self.stopped;
                 return;
             }
         }
@@ -188,13 +196,21 @@ impl Running {
                     done,
                 } => {
                     self.detach(network.config().vni);
-                    for token in self.lane.attach(&network, queues, writer) {
-                        let Some((port, _)) = self.lane.reader(token) else {
-                            continue;
-                        };
-                        if self.epoll.add(port.as_fd(), token as u64).is_err() {
-                            self.lose(token);
+                    let tokens = self.lane.attach(&network, queues, writer);
+                    if !self.paused {
+                        self.watch(&tokens);
+                    }
+                    drop(done);
+                }
+                Order::Resume { done } => {
+                    if self.paused {
+                        let underlay = self.lane.underlay.as_fd();
+                        if self.epoll.add(underlay, UNDERLAY).is_err() {
+                            // The alarm tells; a deaf worker is worse than none.
+                            return std::ops::ControlFlow::Break(());
                         }
+                        self.paused = false;
+                        self.watch(&self.lane.tokens());
                     }
                     drop(done);
                 }
@@ -202,10 +218,25 @@ impl Running {
                     self.detach(vni);
                     drop(done);
                 }
-                Order::Stop => return std::ops::ControlFlow::Break(()),
+                Order::Stop => {
+                    self.stopped = true;
+                    return std::ops::ControlFlow::Break(());
+                }
             }
         }
         std::ops::ControlFlow::Continue(())
+    }
+
+    /// Begins to read these queues.
+    fn watch(&mut self, tokens: &[usize]) {
+        for &token in tokens {
+            let Some((port, _)) = self.lane.reader(token) else {
+                continue;
+            };
+            if self.epoll.add(port.as_fd(), token as u64).is_err() {
+                self.lose(token);
+            }
+        }
     }
 
     fn detach(&mut self, vni: Vni) {
