@@ -5,9 +5,25 @@ REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${PYVXLAN_VENV:-$REPO/.venv}
 RUST_NEEDED=1.85
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# The caller's own settings must not reach the daemons started here; the daemon would also refuse
+# PYVXLAN_VENV, which is none of its settings.
+unset "${!PYVXLAN_@}"
+export PYVXLAN_CONFIG=/dev/null
 
-say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
-fail() { printf '\npyvxlan: %s\n' "$*" >&2; exit 1; }
+BOLD="" CYAN="" RED="" RESET=""
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    BOLD=$'\033[1m' CYAN=$'\033[36m' RED=$'\033[31m' RESET=$'\033[0m'
+fi
+
+step="starting" # what is being done, for the message of a failure
+say() { step=$*; printf '\n%s==> %s%s\n' "$BOLD" "$*" "$RESET"; }
+
+explained=no # whether the reason of a failure was said already
+fail() {
+    printf '\n%spyvxlan: %s%s\n' "$RED" "$*" "$RESET" >&2
+    explained=yes
+    exit 1
+}
 
 need_root() {
     [ "$(id -u)" = 0 ] || fail "$0 makes network namespaces and needs root: run it again with sudo"
@@ -35,6 +51,17 @@ need_rust() {
     have=$(rustc --version | cut -d' ' -f2)
     [ "$(printf '%s\n' "$RUST_NEEDED" "$have" | sort -V | head -n1)" = "$RUST_NEEDED" ] ||
         fail "rustc $have is too old: Rust $RUST_NEEDED or later is needed (rustup update stable)"
+}
+
+# ensure_rust_tools COMPONENT...: has rustup install what is not there yet.
+ensure_rust_tools() {
+    local component
+    for component in "$@"; do
+        cargo "${component/rust/}" --version >/dev/null 2>&1 && continue
+        say "installing $component"
+        command -v rustup >/dev/null || fail "cargo ${component/rust/} is missing: install $component"
+        rustup component add "$component"
+    done
 }
 
 # ensure_venv: makes the virtual environment if it is not there or broken.
