@@ -20,6 +20,7 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from pyvxlan.daemon.config import suggestion
 from pyvxlan.daemon.documents import (
     Document,
     View,
@@ -27,6 +28,7 @@ from pyvxlan.daemon.documents import (
     host_document,
     network_document,
     parse_attach_request,
+    parse_empty_request,
     parse_network_request,
 )
 from pyvxlan.daemon.errors import ConfigError, DaemonError, InvalidError, NotFoundError
@@ -88,33 +90,40 @@ class Api:
         )
         return app
 
-    async def _show_status(self, _: web.Request) -> web.Response:
+    async def _show_status(self, request: web.Request) -> web.Response:
+        _query(request)
         return _answer(await self._status())
 
-    async def _list_hosts(self, _: web.Request) -> web.Response:
+    async def _list_hosts(self, request: web.Request) -> web.Response:
+        _query(request)
         hosts = await self._service.hosts()
         return _answer(
             [host_document(entry.host, alive=entry.alive, is_self=entry.is_self) for entry in hosts]
         )
 
-    async def _list_networks(self, _: web.Request) -> web.Response:
+    async def _list_networks(self, request: web.Request) -> web.Response:
+        _query(request)
         return _answer([network_document(network) for network in await self._service.networks()])
 
     async def _create_network(self, request: web.Request) -> web.Response:
+        _query(request)
         spec = parse_network_request(await _body(request))
         return _answer(network_document(await self._service.create_network(spec)), status=201)
 
-    async def _prune_networks(self, _: web.Request) -> web.Response:
+    async def _prune_networks(self, request: web.Request) -> web.Response:
+        parse_empty_request(await _body(request) if request.can_read_body else {})
         removed = await self._service.prune_networks()
         return _answer([network_document(network) for network in removed])
 
     async def _inspect_network(self, request: web.Request) -> web.Response:
+        _query(request)
         network = await self._service.find_network(request.match_info["ref"])
         endpoints = await self._service.endpoints(network.id)
         documents = await self._endpoint_documents(endpoints)
         return _answer(network_document(network) | {"endpoints": documents})
 
     async def _remove_network(self, request: web.Request) -> web.Response:
+        _query(request)
         network = await self._service.remove_network(request.match_info["ref"])
         return _answer(network_document(network))
 
@@ -127,6 +136,7 @@ class Api:
         return _answer(await self._endpoint_documents(endpoints))
 
     async def _attach(self, request: web.Request) -> web.Response:
+        _query(request)
         endpoint = await self._service.attach(parse_attach_request(await _body(request)))
         return _answer((await self._endpoint_documents([endpoint]))[0], status=201)
 
@@ -205,8 +215,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except DaemonError as error:
         return _refusal(str(error), error.status, retry=error.retry)
     except web.HTTPException as error:
-        text = f"{request.method} {request.path}: {error.reason}"
-        return _refusal(text, error.status)
+        return _refusal(_explanation(request, error), error.status)
     except Exception:
         number = secrets.token_hex(4)
         log.exception(
@@ -251,9 +260,24 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def _explanation(request: web.Request, error: web.HTTPException) -> str:
+    match error:
+        case web.HTTPMethodNotAllowed():
+            remedy = f"this path takes {', '.join(sorted(error.allowed_methods))}"
+        case web.HTTPRequestEntityTooLarge():
+            remedy = f"a body has at most {BODY_MAX_BYTES} bytes"
+        case web.HTTPNotFound():
+            remedy = "paths are /v1/ and status, hosts, networks or endpoints (docs/api.md)"
+        case _:
+            remedy = error.reason
+    return f"{request.method} {request.path}: {remedy}"
+
+
 async def _body(request: web.Request) -> object:
     try:
         return json.loads(await request.read())
+    except RecursionError as error:
+        raise InvalidError("the request's body is nested too deep") from error
     except ValueError as error:
         raise InvalidError(f"the request's body is not valid JSON: {error}") from error
 
@@ -261,7 +285,8 @@ async def _body(request: web.Request) -> object:
 def _query(request: web.Request, *known: str) -> Mapping[str, str]:
     for name in request.query:
         if name not in known:
-            raise InvalidError(f"unknown parameter {name!r}: known are {', '.join(known)}")
+            hint = suggestion(name, list(known)) if known else "there are none here"
+            raise InvalidError(f"unknown parameter {name!r}: {hint}")
     return request.query
 
 

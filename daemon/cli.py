@@ -24,13 +24,14 @@ from pyvxlan.daemon.cli_options import (
     examples,
     fail,
     format_option,
+    given,
     listing,
     names_from,
     pairs,
     print_list,
 )
 
-COMMAND_ARGS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+COMMAND_ARGS = {"allow_interspersed_args": False}
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def network_ls(ctx: click.Context, /, **shown: Any) -> None:
 
 
 @network.command("inspect", epilog=examples("pyvxlan network inspect ov_net1"))
-@click.argument("refs", nargs=-1, required=True, metavar="NETWORK...",
+@click.argument("refs", nargs=-1, required=True, callback=given, metavar="NETWORK...",
                 shell_complete=names_from("networks"))  # fmt: skip
 @format_option("json")
 @click.pass_context
@@ -148,7 +149,7 @@ def network_inspect(ctx: click.Context, /, refs: tuple[str, ...], kind: str) -> 
 
 
 @network.command("rm", epilog=examples("pyvxlan network rm ov_net1 ov_net2"))
-@click.argument("refs", nargs=-1, required=True, metavar="NETWORK...",
+@click.argument("refs", nargs=-1, required=True, callback=given, metavar="NETWORK...",
                 shell_complete=names_from("networks"))  # fmt: skip
 @click.pass_context
 def network_rm(ctx: click.Context, /, refs: tuple[str, ...]) -> int:
@@ -197,7 +198,7 @@ def endpoint_ls(ctx: click.Context, /, network_ref: str, *, local: bool, **shown
 
 
 @endpoint.command("inspect", epilog=examples("pyvxlan endpoint inspect bbox1"))
-@click.argument("refs", nargs=-1, required=True, metavar="ENDPOINT...",
+@click.argument("refs", nargs=-1, required=True, callback=given, metavar="ENDPOINT...",
                 shell_complete=names_from("endpoints"))  # fmt: skip
 @format_option("json")
 @click.pass_context
@@ -237,7 +238,7 @@ pyvxlan detach --network ov_net1 blue     # a namespace, as given to attach
 pyvxlan detach --kill bbox1               # ends its process too
 """),
 )
-@click.argument("refs", nargs=-1, required=True, metavar="ENDPOINT|NAMESPACE...",
+@click.argument("refs", nargs=-1, required=True, callback=given, metavar="ENDPOINT|NAMESPACE...",
                 shell_complete=names_from("endpoints"))  # fmt: skip
 @click.option("--network", "network_ref", default="", metavar="NETWORK",
               shell_complete=names_from("networks"), help="Only from this network.")  # fmt: skip
@@ -311,7 +312,7 @@ def run_(ctx: click.Context, /, command: tuple[str, ...], **spec: Any) -> int:
 )
 @click.option("-i", "--interactive", is_flag=True, expose_value=False, help="Always so.")
 @click.option("-t", "--tty", is_flag=True, expose_value=False, help="Always so on a terminal.")
-@click.argument("ref", metavar="ENDPOINT", shell_complete=names_from("endpoints"))
+@click.argument("ref", callback=given, metavar="ENDPOINT", shell_complete=names_from("endpoints"))
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="COMMAND...")
 @click.pass_context
 def exec_(ctx: click.Context, /, ref: str, command: tuple[str, ...]) -> int:

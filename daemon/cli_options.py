@@ -14,6 +14,7 @@ from pyvxlan.daemon import cli_format
 from pyvxlan.daemon.apiclient import ApiClient, ClientError, RefusedError
 
 F = TypeVar("F", bound=Callable[..., Any])
+Ref = TypeVar("Ref", str, tuple[str, ...])
 
 
 def examples(text: str) -> str:
@@ -40,6 +41,13 @@ def names_from(*path: str) -> Callable[[click.Context, click.Parameter, str], li
         return [CompletionItem(name) for name in names if name and name.startswith(incomplete)]
 
     return complete
+
+
+def given(_: click.Context, param: click.Parameter, value: Ref) -> Ref:
+    """Refuses an empty reference, which a script's unset variable makes."""
+    if "" in ((value,) if isinstance(value, str) else value):
+        raise click.BadParameter("'' names nothing", param=param)
+    return value
 
 
 def pairs(_: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:

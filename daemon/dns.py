@@ -100,8 +100,9 @@ class Resolver:
             return Verdict("formerr", _bare(wire, dns.rcode.FORMERR))
         if len(query.question) != 1 or len(query.question[0]) > 1:
             return Verdict("formerr", _bare(wire, dns.rcode.FORMERR))
-        if query.question[0].rdclass != dns.rdataclass.IN:
-            return Verdict("refused", _response(query, dns.rcode.REFUSED))
+        if query.edns > 0 or query.question[0].rdclass != dns.rdataclass.IN:
+            rcode = dns.rcode.BADVERS if query.edns > 0 else dns.rcode.REFUSED
+            return Verdict("refused", _response(query, rcode))  # RFC 6891, section 6.1.3
         return self._decide(query, network_ids)
 
     def _decide(self, query: dns.message.Message, network_ids: Sequence[str]) -> Verdict:

@@ -5,6 +5,7 @@ docs/api.md lists every field. Addresses and MACs are text, MTUs bytes, times se
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -112,6 +113,15 @@ def parse_attach_request(body: object) -> AttachSpec:
     return AttachSpec(endpoint=EndpointSpec(**values), **attachment)
 
 
+def parse_empty_request(body: object) -> None:
+    """Reads the body of a request that has no fields.
+
+    Raises:
+        InvalidError: It has some.
+    """
+    _parse(body, {}, required=())
+
+
 def _subnet_document(subnet: Subnet) -> Document:
     return {
         "cidr": str(subnet.cidr),
@@ -141,7 +151,8 @@ def _parse(body: object, kinds: Mapping[str, str], required: Sequence[str]) -> D
     values: Document = {}
     for name, value in body.items():
         if name not in kinds:
-            raise InvalidError(f"unknown field {name!r}: {suggestion(name, list(kinds))}")
+            hint = suggestion(name, list(kinds)) if kinds else "there are none here"
+            raise InvalidError(f"unknown field {name!r}: {hint}")
         values[name] = _value(name, value, kinds[name])
     for name in required:
         if name not in values:
@@ -170,7 +181,7 @@ def _value(name: str, value: object, kind: str) -> object:
         "tuple[str, ...]": "a list of texts",
         "Mapping[str, str]": "an object of texts",
     }
-    raise InvalidError(f"field {name!r} is {value!r}: must be {words[kind]}")
+    raise InvalidError(f"field {name!r} is {reprlib.repr(value)}: must be {words[kind]}")
 
 
 def _all_text(values: Any) -> bool:

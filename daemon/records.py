@@ -142,7 +142,7 @@ class Pool:
 class ClusterConfig:
     """The `cfg` record: what all hosts agree on. `pools` None means each host's own setting."""
 
-    vni: tuple[int, int] = (VNI_MIN, VNI_MAX)
+    vni: tuple[int, int] = (VNI_MIN, VNI_MAX - 1)
     pools: tuple[Pool, ...] | None = None
     mtu_bytes: int | None = None
     gc_grace_s: float = 600
@@ -197,7 +197,7 @@ def emit_network(network: Network) -> bytes:
 def parse_network(network_id: str, value: bytes) -> Network:
     """Reads a `net/` record."""
     record = _record(value)
-    vni = _integer(record, "vni", 1, 2**24 - 1)
+    vni = _integer(record, "vni", 1, VNI_MAX)
     subnets = tuple(_subnet(entry) for entry in _objects(record, "subnets"))
     if not subnets:
         raise InvalidError("field subnets is empty")

@@ -37,24 +37,17 @@ class SandboxFiles:
         """Finds the namespace that a user means: a number is a process, a slash makes a path.
 
         Raises:
-            InvalidError: The text can't name one, or names something else.
+            InvalidError: The text can't name one, or names something else, or this host's own
+                namespace, whose routes a container's would replace.
             NotFoundError: There is none of that name.
         """
-        is_number = text.isascii() and text.isdigit()
-        if is_number and Path(f"/proc/{text}").exists():
-            return self._of_pid(int(text))
-        if "/" in text:
-            return self._of_path(text)
-        if not _NAME.fullmatch(text) or text in (".", ".."):
-            raise InvalidError(f"sandbox {text!r} is no name, path or process id of a namespace")
-        for directory in NAMED:
-            with contextlib.suppress(FileNotFoundError):
-                return self._of_file(directory / text)
-        kind = "process" if is_number else "network namespace"
-        raise NotFoundError(
-            f"{kind} {text} does not exist: make one with 'ip netns add {text}', or give the path "
-            "of a namespace or the id of a process in it"
-        )
+        found = self._find(text)
+        if found.inode == os.stat("/proc/self/ns/net").st_ino:
+            raise InvalidError(
+                f"sandbox {text} is this host's own network namespace: give that of a container, "
+                "or make one with 'ip netns add NAME'"
+            )
+        return found
 
     def alive(self, sandbox: Sandbox) -> bool:
         """Whether the sandbox's process runs, and its file still is that namespace."""
@@ -103,6 +96,23 @@ class SandboxFiles:
                         *DNS_ADDRESS, sandbox.path
                     )
                 ) from error
+
+    def _find(self, text: str) -> Sandbox:
+        is_number = text.isascii() and text.isdigit()
+        if is_number and Path(f"/proc/{text}").exists():
+            return self._of_pid(int(text))
+        if "/" in text:
+            return self._of_path(text)
+        if not _NAME.fullmatch(text) or text in (".", ".."):
+            raise InvalidError(f"sandbox {text!r} is no name, path or process id of a namespace")
+        for directory in NAMED:
+            with contextlib.suppress(FileNotFoundError):
+                return self._of_file(directory / text)
+        kind = "process" if is_number else "network namespace"
+        raise NotFoundError(
+            f"{kind} {text} does not exist: make one with 'ip netns add {text}', or give the path "
+            "of a namespace or the id of a process in it"
+        )
 
     def _of_pid(self, pid: int) -> Sandbox:
         """The namespace of a process; the sandbox lives as long as the process."""

@@ -413,6 +413,8 @@ async def test_sandbox_of_the_same_name_made_anew_is_another(net):
         ("/etc", InvalidError),
         ("/proc/self/ns/mnt", InvalidError),
         ("/proc/self/ns/net", InvalidError),
+        (str(os.getpid()), InvalidError),
+        (f"/proc/{os.getpid()}/ns/net", InvalidError),
         ("run/netns/x", InvalidError),
         ("..", InvalidError),
         ("", InvalidError),

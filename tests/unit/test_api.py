@@ -186,8 +186,18 @@ def test_status_names_the_parts(door: Doorway) -> None:
         ("DELETE", "/v1/endpoints/none", None, 404, "none"),
         ("GET", "/v1/endpoints?nework=x", None, 400, "nework"),
         ("GET", "/v1/endpoints?local=1", None, 400, "local=1"),
-        ("GET", "/v2/networks", None, 404, "/v2/networks"),
-        ("PUT", "/v1/networks", {}, 405, "PUT"),
+        ("GET", "/v1/endpoints?netwrok=x", None, 400, "did you mean network?"),
+        ("GET", "/v1/networks?x=1", None, 400, "'x'"),
+        ("GET", "/v1/hosts?x=1", None, 400, "'x'"),
+        ("GET", "/v1/status?x=1", None, 400, "'x'"),
+        ("GET", "/v1/networks/none?x=1", None, 400, "'x'"),
+        ("DELETE", "/v1/networks/none?force=true", None, 400, "'force'"),
+        ("POST", "/v1/networks?name=x", {"name": "x"}, 400, "'name'"),
+        ("POST", "/v1/endpoints?x=1", {}, 400, "'x'"),
+        ("POST", "/v1/networks/prune", {"force": True}, 400, "'force'"),
+        ("POST", "/v1/networks", {"name": ["x" * 90_000]}, 400, "..."),
+        ("GET", "/v2/networks", None, 404, "/v1/"),
+        ("PUT", "/v1/networks", {}, 405, "GET, HEAD, POST"),
     ],
 )
 def test_wrong_request_is_refused_with_a_reason(
@@ -196,13 +206,16 @@ def test_wrong_request_is_refused_with_a_reason(
     got, document = call(door, method, path, body)
     assert got == status
     assert named in document["error"]
+    assert len(document["error"]) < 300
     assert document["retry"] is False
 
 
 def test_body_that_is_no_json_or_too_long_is_refused(door: Doorway) -> None:
     assert call(door, "POST", "/v1/networks", raw=b"{")[0] == 400
     assert call(door, "POST", "/v1/networks", raw=b"\xff")[0] == 400
-    assert call(door, "POST", "/v1/networks", raw=b" " * 200_000)[0] == 413
+    status, document = call(door, "POST", "/v1/networks", raw=b" " * 200_000)
+    assert (status, "131072" in document["error"]) == (413, True)
+    assert call(door, "POST", "/v1/networks", raw=b"[" * 100_000)[0] == 400
 
 
 def test_failed_attachment_says_so_and_leaves_nothing(door: Doorway, blue: Any) -> None:

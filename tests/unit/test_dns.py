@@ -133,6 +133,14 @@ def test_holders_of_an_alias_come_in_changing_order(directory: FakeDirectory) ->
     assert all(len(order) == 20 for order in orders)
 
 
+def test_other_version_of_edns_is_told_ours(directory: FakeDirectory) -> None:
+    query = dns.message.make_query("both", "A", use_edns=1)
+    verdict = Resolver(Names(directory), lambda: True).decide(query.to_wire(), NETWORKS)
+    assert verdict.response is not None
+    assert (verdict.response.rcode(), verdict.response.edns) == (dns.rcode.BADVERS, 0)
+    assert not verdict.response.answer
+
+
 def test_other_classes_are_refused(directory: FakeDirectory) -> None:
     verdict = ask(directory, "version.bind", "TXT", rdclass="CH")
     assert verdict.outcome == "refused"

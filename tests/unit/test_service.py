@@ -193,6 +193,11 @@ async def test_options_change_the_network(one: Node) -> None:
     assert docker.mtu_bytes == 1350
 
 
+@pytest.mark.parametrize("vni", [1, 2**24 - 1])
+async def test_every_vni_of_24_bits_but_0_may_be_chosen(one: Node, vni: int) -> None:
+    assert (await network(one, name="edge", vni=vni)).vni == vni
+
+
 @pytest.mark.parametrize(
     ("wishes", "message"),
     [
@@ -207,7 +212,7 @@ async def test_options_change_the_network(one: Node) -> None:
         ({"mtu": 0}, "MTU 0 is below"),
         ({"mtu": 1279, "ipv6": True}, "below 1280 for IPv6"),
         ({"options": {"mtu": "x"}}, "option mtu=x must be a number"),
-        ({"vni": 0}, "VNI 0 must be from 1 to 16777214"),
+        ({"vni": 0}, "VNI 0 must be from 1 to 16777215"),
         ({"vni": 2**24}, "VNI 16777216 must be"),
         ({"vni": -1}, "VNI -1 must be"),
         ({"options": {"multicats": "on"}}, "did you mean multicast"),
