@@ -15,6 +15,7 @@ use vxlan_dataplane::engine::{Engine, EngineError, Event, NetworkConfig};
 use vxlan_dataplane::io::{open_underlay, OpenError};
 use vxlan_dataplane::wire::virtio::VnetHdr;
 use vxlan_dataplane::wire::{vxlan, MacAddr, Vni};
+use vxlan_dataplane::DropReason;
 
 /// A port that no test but these uses; each test has addresses of its own.
 const PORT: u16 = 14_789;
@@ -123,6 +124,32 @@ fn what_waits_for_a_paused_engine_is_forwarded_when_it_resumes() {
     let (len, _) = peer.recv_from(&mut bytes).unwrap();
     assert_eq!(bytes[8..len], frame(MAC_A, MAC_B));
     engine.resume().unwrap();
+}
+
+#[test]
+fn every_datagram_is_received_or_counted_as_dropped_by_the_kernel() {
+    const SENT: u64 = 40_000;
+    let own = address(90, 1);
+    let sockets = open_underlay(own, PORT, 1, true, 1).unwrap();
+    let engine = Engine::start_paused(sockets, 1).unwrap();
+    let peer = UdpSocket::bind((address(90, 2), PORT)).unwrap();
+    for _ in 0..SENT {
+        peer.send_to(b"x", (own, PORT)).unwrap();
+    }
+    let dropped = |engine: &Engine| {
+        let drops = engine.stats().unwrap().underlay.drops;
+        drops.count(DropReason::ReceiveFull)
+    };
+    assert!(dropped(&engine) > 0);
+    engine.resume().unwrap();
+    let deadline = std::time::Instant::now() + LIMIT;
+    while engine.stats().unwrap().underlay.received_datagrams + dropped(&engine) < SENT {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "some are in no counter"
+        );
+        std::thread::yield_now();
+    }
 }
 
 #[test]

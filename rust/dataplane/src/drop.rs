@@ -68,6 +68,9 @@ reasons! {
     PortFull = "port_full",
     /// The port is down or gone.
     PortDown = "port_down",
+    /// The kernel dropped a datagram, or several that it had joined, before a worker received it:
+    /// the socket's buffer was full, or the outer checksum wrong.
+    ReceiveFull = "receive_full",
     /// The underlay socket took no more datagrams.
     UnderlayFull = "underlay_full",
     /// The datagram is longer than the underlay's MTU; VTEPs must not fragment (RFC 7348, 4.3).

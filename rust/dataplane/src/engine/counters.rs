@@ -84,6 +84,11 @@ impl Default for Drops {
 }
 
 impl Drops {
+    /// Adds what others than the workers have counted.
+    pub(super) fn add(&mut self, reason: DropReason, n: u64) {
+        self.0[reason as usize] += n;
+    }
+
     /// How often `reason` occurred.
     #[must_use]
     pub fn count(&self, reason: DropReason) -> u64 {

@@ -16,7 +16,7 @@ mod worker;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::mpsc::channel;
 // No packet passes the control side's lock: workers do not know it.
 #[allow(clippy::disallowed_types)]
@@ -29,9 +29,10 @@ pub use events::Event;
 pub use lane::{Lane, Round};
 pub use network::{Network, NetworkConfig};
 
-use crate::io::{TapQueue, UdpUnderlay};
+use crate::io::{ReceiveDrops, TapQueue, UdpUnderlay};
 use crate::table::{TableError, Tables};
 use crate::wire::{MacAddr, Vni};
+use crate::DropReason;
 use events::EventReceiver;
 use worker::{Order, Worker};
 
@@ -112,6 +113,7 @@ pub struct Engine {
 struct Control {
     /// Empty once closed.
     workers: Vec<Worker>,
+    receive_drops: Vec<ReceiveDrops>,
     networks: BTreeMap<Vni, Arc<Network>>,
     events: EventReceiver,
 }
@@ -155,12 +157,18 @@ impl Engine {
         let (mut receive, local) = inspect(underlay, workers)?;
         let send: Arc<[OwnedFd]> = receive.split_off(workers).into();
         let (sender, receiver) = events::events().map_err(system("opening an eventfd"))?;
+        let receive_drops = receive
+            .iter()
+            .map(|socket| ReceiveDrops::new(socket.as_fd()))
+            .collect::<io::Result<_>>()
+            .map_err(system("duplicating a socket"))?;
         let engine = Self {
             workers,
             local,
             event_fd: receiver.descriptor(),
             control: new_lock(Control {
                 workers: Vec::with_capacity(workers),
+                receive_drops,
                 networks: BTreeMap::new(),
                 events: receiver,
             }),
@@ -337,12 +345,15 @@ impl Engine {
     pub fn stats(&self) -> Result<Stats, EngineError> {
         let control = self.open()?;
         let networks = control.networks.iter();
+        let mut underlay = counters::sum_underlay(control.workers.iter().map(Worker::counters));
+        let unseen = control.receive_drops.iter().map(ReceiveDrops::count);
+        underlay.drops.add(DropReason::ReceiveFull, unseen.sum());
         Ok(Stats {
             workers: self.workers,
             networks: networks
                 .map(|(&vni, network)| (vni, network.stats()))
                 .collect(),
-            underlay: counters::sum_underlay(control.workers.iter().map(Worker::counters)),
+            underlay,
         })
     }
 
@@ -368,6 +379,7 @@ impl Engine {
     pub fn close(&self) {
         let mut control = self.lock();
         control.networks.clear();
+        control.receive_drops.clear();
         for worker in &control.workers {
             worker.order(Order::Stop);
         }

@@ -13,6 +13,7 @@ use std::io;
 pub use batch::FrameBatch;
 pub(crate) use tap::check_mtu;
 pub use tap::{open_tap, tap_offloads, TapQueue};
+pub(crate) use udp::ReceiveDrops;
 pub use udp::{open_underlay, UdpUnderlay};
 
 pub use crate::sys::descriptor::{adopt, borrow};

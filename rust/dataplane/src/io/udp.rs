@@ -1,5 +1,6 @@
 //! The underlay as UDP sockets.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,6 +41,33 @@ impl UdpUnderlay {
             receiver: Receiver::new(RECEIVE_MESSAGES),
             sender: Sender::new(SEND_MESSAGES, SEND_PIECES),
         }
+    }
+}
+
+/// Counts what the kernel drops at a socket before anybody receives it.
+#[derive(Debug)]
+pub(crate) struct ReceiveDrops {
+    socket: OwnedFd,
+    last: Cell<u32>,
+    sum: Cell<u64>,
+}
+
+impl ReceiveDrops {
+    /// Begins with zero at `receive`, of which it keeps a duplicate.
+    pub fn new(receive: BorrowedFd<'_>) -> io::Result<Self> {
+        let socket = receive.try_clone_to_owned()?;
+        let last = Cell::new(socket::drops(receive).unwrap_or_default());
+        let sum = Cell::new(0);
+        Ok(Self { socket, last, sum })
+    }
+
+    /// How many there were since; zero if the kernel does not tell.
+    pub fn count(&self) -> u64 {
+        if let Ok(now) = socket::drops(self.socket.as_fd()) {
+            let new = now.wrapping_sub(self.last.replace(now));
+            self.sum.set(self.sum.get() + u64::from(new));
+        }
+        self.sum.get()
     }
 }
 

@@ -134,6 +134,29 @@ pub fn set_option(
     Ok(())
 }
 
+/// How many datagrams the kernel has dropped at a socket since it was opened, modulo 2^32.
+///
+/// # Errors
+///
+/// ENOPROTOOPT before Linux 4.12.
+pub fn drops(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    // `SK_MEMINFO_DROPS` and `SK_MEMINFO_VARS` (linux/sock_diag.h).
+    const DROPS: usize = 8;
+    let mut values = [0u32; DROPS + 1];
+    let mut len = size_of_val(&values) as libc::socklen_t;
+    // SAFETY: The kernel writes at most `len` bytes to `values`; both are valid during the call.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            (&raw mut values).cast(),
+            &raw mut len,
+        )
+    })?;
+    Ok(values[DROPS])
+}
+
 /// Attaches a classic BPF filter that drops all that arrives, so that nothing is queued.
 ///
 /// # Errors
