@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
 from pyvxlan.forwarder.channel import close_descriptors
@@ -273,6 +274,7 @@ class Methods:
             try:
                 self._attached(update.vni)
                 self._check(update)
+                self._check_families(update)
             except (ValueError, TypeError) as error:
                 refused.append([update.vni, str(error)])
                 continue
@@ -337,6 +339,16 @@ class Methods:
             raise ValueError(f"vni {vni} is not attached: send attach first")
         return port
 
+    def _check_families(self, update: TableUpdate) -> None:
+        """Raises ValueError for a VTEP that the underlay cannot reach; nothing is applied yet."""
+        local = self._self.address
+        for vtep in (*update.add.values(), *(update.flood or ())):
+            # The text tells, but for IPv4-mapped addresses; there may be a million of them.
+            if (":" in vtep) != (":" in local) and _is_ipv6(vtep) != _is_ipv6(local):
+                raise ValueError(
+                    f"VTEP {vtep} is not of the address family of {local}, the underlay's"
+                )
+
     def _state(self, vni: int) -> NetworkState:
         fdb, neighbours, flood, port_alive = self._running().dump(vni)
         port = self._ports[vni]
@@ -348,6 +360,11 @@ class Methods:
         for kind, subject in engine.events():
             log.warning("engine event kind=%s subject=%s", kind, subject)
             self._on_event(Event(kind, subject))
+
+
+def _is_ipv6(text: str) -> bool:
+    address = ip_address(text)
+    return isinstance(address, IPv6Address) and address.ipv4_mapped is None
 
 
 def _duplicate(descriptors: Sequence[int]) -> list[int]:

@@ -95,6 +95,25 @@ async def test_the_engine_forwards_nothing_before_resume(path):
         assert not made.engine.paused
 
 
+@pytest.mark.parametrize(
+    "update",
+    [
+        TableUpdate(7, {MAC: "fd98::2"}, neighbours={"10.0.0.2": MAC}),
+        TableUpdate(7, {MAC: "198.18.0.2"}, flood=["198.18.0.2", "fd98::2"]),
+    ],
+)
+async def test_an_update_with_a_vtep_of_the_other_family_is_refused_as_a_whole(path, update):
+    async with rig(path) as made, await made.client() as client:
+        await configured(client, [7, 8])
+        before = await client.dump()
+        mapped = TableUpdate(8, {MAC: "::ffff:198.18.0.2"})
+        with pytest.raises(ForwarderRefusedError, match=r"vni 7: VTEP fd98::2 .* 198\.18\.0\.1"):
+            await client.update([update, mapped])
+        after = await client.dump()
+        assert after[7] == before[7]
+        assert after[8].fdb == {MAC: "::ffff:198.18.0.2"}, "others are applied"
+
+
 async def test_calls_before_configure_are_refused(path):
     async with rig(path) as made, await made.client() as client:
         for call in (client.stats(), client.detach(1), client.update([TableUpdate(1)])):
