@@ -635,6 +635,10 @@ proptest! {
         let frame = turned(Packet::tcp(false, 1, &tail).frame());
         let mixed = [encap(VNI, &frame), encap(VNI, &run), run].concat();
         bench.arrive(vtep(2), &mixed, segment);
+        // A UDP super-frame, if `segment` makes it one; whole, then cut.
+        let whole = encap(VNI, &turned(Packet::udp(tail.len() % 2 == 0, &tail).frame()));
+        bench.arrive(vtep(2), &whole, segment);
+        bench.arrive(vtep(2), &whole[..whole.len() - tail.len() / 2 - 1], segment);
         let (stats, sockets) = (bench.network.stats(), bench.lane.underlay_stats());
         let counted = stats.ingress_frames + stats.ingress_drops.total() + sockets.drops.total();
         prop_assert!(counted >= sockets.received_datagrams);
