@@ -5,6 +5,10 @@ and decisions of a forwarder (`ForwardingTable`), and the forwarder itself (`Eng
 that makes overlay networks of it is `pyvxlan.daemon`; nothing here needs it.
 """
 
+from pkgutil import extend_path
+
+__path__ = extend_path(__path__, __name__)  # in a checkout, the installed extension is found
+
 from pyvxlan._dataplane import DEFAULT_PORT
 from pyvxlan.addresses import VNI_MAX, Address, AddressLike, MacLike, format_mac, parse_mac
 from pyvxlan.codec import (

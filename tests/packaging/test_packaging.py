@@ -118,6 +118,12 @@ def test_every_kind_of_install_gives_the_same_working_thing(
     assert printed.strip() == version
     for script in ("pyvxlan", "pyvxlan-daemon"):
         assert version in run(home / "bin" / script, "--version", cwd=tmp_path, env=env)
+    if kind == "wheel":
+        # Python looks into the current directory first; a checkout has no extension.
+        for name in ("pyvxlan", "daemon"):
+            ignored = shutil.ignore_patterns("*.so", "__pycache__")
+            shutil.copytree(REPO / name, tmp_path / "here" / name, symlinks=True, ignore=ignored)
+        assert run(python, "-c", PROBE, cwd=tmp_path / "here", env=env) == printed
 
 
 def as_nobody(*words: str) -> subprocess.CompletedProcess[str]:
