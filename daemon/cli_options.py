@@ -35,7 +35,7 @@ def names_from(*path: str) -> Callable[[click.Context, click.Parameter, str], li
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
-            names = [document["name"] for document in client_of(ctx).get(*path)]
+            names = dict.fromkeys(document["name"] for document in client_of(ctx).get(*path))
         except ClientError:
             return []
         return [CompletionItem(name) for name in names if name and name.startswith(incomplete)]
