@@ -37,7 +37,8 @@ from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
 from pyvxlan.daemon.dns import NameServers
 from pyvxlan.daemon.errors import DaemonError, NotFoundError
 from pyvxlan.daemon.gc import Collector
-from pyvxlan.daemon.kv.open import open_store, sqlite_path
+from pyvxlan.daemon.kv.open import open_store
+from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
@@ -103,7 +104,7 @@ def _command(
     """
     overrides = {name: text for name, text in given.items() if text is not None}
     settings, origins = load_with_origins(overrides, environ, config)
-    sqlite_path(settings.store)
+    parse_url(settings.store)
     if check_config:
         click.echo(describe(settings, origins), nl=False)
         return 0

@@ -1,44 +1,55 @@
-"""From a store's URL to the store."""
+"""From a store's URL to the store.
+
+Each client is imported only when its store is used: the libraries behind it are extras.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from importlib import import_module
 
 from pyvxlan.daemon.errors import ConfigError
 from pyvxlan.daemon.kv.embedded import EmbeddedStore
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.store import Store
+from pyvxlan.daemon.kv.url import StoreUrl, parse_url
 
-EXAMPLE = "sqlite:////var/lib/pyvxlan/store.db"
+CLIENTS = {
+    "etcd": ("pyvxlan.daemon.kv.etcd", "EtcdStore", "etcd"),
+    "etcd+python-etcd3": ("pyvxlan.daemon.kv.etcd3", "Etcd3Store", "etcd3"),
+    "consul": ("pyvxlan.daemon.kv.consul", "ConsulStore", "consul"),
+    "zk": ("pyvxlan.daemon.kv.zookeeper", "ZookeeperStore", "zookeeper"),
+}
+"""By kind: the module, its class, and the extra that brings what it imports."""
 
 
-async def open_store(url: str) -> Store:
-    """Opens the store behind a URL: `sqlite:///<absolute path>`, or `memory:` for tests.
+async def open_store(text: str) -> Store:
+    """Opens the store behind a URL, or `memory:` for tests.
+
+    A remote store need not answer for that: what can be checked without it is checked, and calls
+    fail with `StoreUnavailableError` until it does.
 
     Raises:
-        ConfigError: The URL is not one that this version knows.
+        ConfigError: The URL is not usable, or the client's library is not installed.
         StoreError: The store can't be used.
     """
-    if url in {"memory:", "memory://"}:
+    url = parse_url(text)
+    if url.kind == "memory":
         return MemoryStore()
-    return await EmbeddedStore.open(sqlite_path(url))
+    if url.path is not None:
+        return await EmbeddedStore.open(url.path)
+    return await _open_remote(url)
 
 
-def sqlite_path(url: str) -> Path:
-    """Reads the path out of `sqlite:////path` or `sqlite:///path`; both mean `/path`.
-
-    Raises:
-        ConfigError: It is no such URL.
-    """
-    parts = urlsplit(url)
-    if not parts.scheme and url.startswith("/"):
-        raise ConfigError(f"store {url!r} is a path: write sqlite://{url}")
-    if parts.scheme != "sqlite":
+async def _open_remote(url: StoreUrl) -> Store:
+    module, name, extra = CLIENTS[url.kind]
+    try:
+        client = getattr(import_module(module), name)
+    except ImportError as error:
+        if error.name and error.name.startswith("pyvxlan"):
+            raise
         raise ConfigError(
-            f"store {url!r} is of a kind that this version does not know: use {EXAMPLE}"
-        )
-    path = unquote(parts.path).lstrip("/")
-    if parts.netloc or parts.query or parts.fragment or not path or path.endswith("/"):
-        raise ConfigError(f"store {url!r} must name an absolute path to a file, as {EXAMPLE} does")
-    return Path("/", path)
+            f"store {url}: {url.kind} needs the Python package {error.name}: "
+            f"pip install 'pyvxlan[{extra}]'"
+        ) from error
+    store: Store = await client.open(url)
+    return store

@@ -31,6 +31,7 @@ from pyvxlan.daemon.kv.store import (
 VALUE_MAX_BYTES = 64 * 1024
 TXN_MAX = 32
 KEY_MAX_BYTES = 512
+PREFIX_MAX_BYTES = 200
 SESSION_TTL_MIN_S = 10.0
 
 _KEY = re.compile(r"[!-.0-~]+(/[!-.0-~]+)*")
@@ -166,9 +167,14 @@ class Watchers:
             watcher.wake.set()
 
 
+def is_key(text: str) -> bool:
+    """Tells whether every backend could hold a key of this form."""
+    return len(text) <= KEY_MAX_BYTES and _KEY.fullmatch(text) is not None
+
+
 def check_key(key: str) -> None:
     """Refuses a key that not every backend could hold."""
-    if len(key) > KEY_MAX_BYTES or not _KEY.fullmatch(key):
+    if not is_key(key):
         raise StoreError(
             f"key {key[:80]!r} is not usable: up to {KEY_MAX_BYTES} printable ASCII characters in "
             "parts separated by single slashes"

@@ -1,80 +1,22 @@
-"""The stores under test: each a `Lab` that opens stores on the same data and moves their clock."""
+"""The stores under test, each a `Lab`. A store joins the suite by a lab and a line in `LABS`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from pyvxlan.daemon.kv import Store
-from pyvxlan.daemon.kv.database import Now
-from pyvxlan.daemon.kv.embedded import EmbeddedStore
-from pyvxlan.daemon.kv.memory import MemoryStore
+from tests.kv.labs.lab import Lab
+from tests.kv.labs.local import MemoryLab, SqliteLab
 
-TICK_S = 0.02
-LOG_LIMIT = 64
-
-
-class Lab(Protocol):
-    """One kind of store."""
-
-    async def open(self) -> Store:
-        """Opens a store on the data that all stores of this lab share, as a new process would."""
-
-    def advance(self, seconds: float) -> None:
-        """Moves the clock by which sessions expire."""
-
-    async def close(self) -> None:
-        """Closes every store that was opened."""
-
-
-class MemoryLab:
-    def __init__(self) -> None:
-        self.time_s = 1000.0
-        self.stores: list[MemoryStore] = []
-
-    async def open(self) -> MemoryStore:
-        if self.stores:
-            store = self.stores[0].peer()
-        else:
-            store = MemoryStore(clock=lambda: self.time_s, tick_s=TICK_S, log_limit=LOG_LIMIT)
-        self.stores.append(store)
-        return store
-
-    def advance(self, seconds: float) -> None:
-        self.time_s += seconds
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
-
-
-class SqliteLab:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.time_s = 1000.0
-        self.boot_id = "first boot"
-        self.stores: list[EmbeddedStore] = []
-
-    async def open(self) -> EmbeddedStore:
-        store = await EmbeddedStore.open(
-            self.path,
-            now=lambda: Now(self.time_s, self.boot_id),
-            tick_s=TICK_S,
-            log_limit=LOG_LIMIT,
-        )
-        self.stores.append(store)
-        return store
-
-    def advance(self, seconds: float) -> None:
-        self.time_s += seconds
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
+LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
+    "sqlite": lambda _, directory: SqliteLab(directory / "store.db"),
+    "memory": lambda _, __: MemoryLab(),
+}
+"""By kind: makes a lab in a directory; a server comes from a fixture of the session."""
 
 
 @pytest.fixture
@@ -84,9 +26,9 @@ async def sqlite_lab(tmp_path: Path) -> AsyncIterator[SqliteLab]:
     await lab.close()
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=list(LABS))
 async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Lab]:
-    made: Lab = SqliteLab(tmp_path / "store.db") if request.param == "sqlite" else MemoryLab()
+    made = LABS[request.param](request, tmp_path)
     yield made
     await made.close()
 

@@ -20,8 +20,12 @@ from pyvxlan.daemon.kv import (
     Store,
     Write,
 )
-from tests.kv.conftest import LOG_LIMIT, Lab, eventually
+from tests.kv.conftest import eventually
+from tests.kv.labs.lab import Lab
 from tests.kv.mirror import Mirror
+
+SESSION_DEAD_S = 40.0
+"""By when a key of a session of 10 s must be gone: twice its TTL, 10 s more, and some slack."""
 
 
 async def put(store: Store, key: str, value: bytes = b"1") -> None:
@@ -199,12 +203,13 @@ async def test_watch_goes_on_from_a_revision(store: Store) -> None:
     await mirror.stop()
 
 
-async def test_watch_from_a_forgotten_revision_begins_with_a_snapshot(store: Store) -> None:
+async def test_watch_from_a_forgotten_revision_begins_with_a_snapshot(lab: Lab) -> None:
+    store = await lab.open()
     await put(store, "a/1")
     first = await anext(store.watch("a/"))
     assert isinstance(first, Snapshot)
-    for number in range(3 * LOG_LIMIT):
-        await put(store, "a/2", str(number).encode())
+    await put(store, "a/2", b"2")
+    await lab.forget()
     mirror = Mirror(store, "a/", since=first.revision)
     await mirror.until(lambda: bool(mirror.events))
     assert isinstance(mirror.events[0], Snapshot)
@@ -246,12 +251,12 @@ async def test_bound_key_dies_with_its_owner(lab: Lab) -> None:
     )
     mirror = Mirror(other, "")
     await mirror.until(lambda: "alive/1" in mirror.values)
-    await owner.close()
-    lab.advance(9)
+    await lab.silence(owner)
+    await lab.pass_time(6)
     await asyncio.sleep(0.1)
     assert "alive/1" in mirror.values
-    lab.advance(2)
-    await mirror.until(lambda: set(mirror.values) == {"host/1"})
+    await lab.pass_time(5)
+    await mirror.until(lambda: set(mirror.values) == {"host/1"}, within_s=SESSION_DEAD_S)
     assert await other.get("alive/1") is None
     await mirror.stop()
 
@@ -260,8 +265,8 @@ async def test_store_keeps_its_sessions_alive(lab: Lab) -> None:
     owner, other = await lab.open(), await lab.open()
     session = await owner.session(10)
     await owner.txn([], [Write("alive/1", b"x", bound=True)], session=session)
-    for _ in range(5):
-        lab.advance(5)
+    for _ in range(3):
+        await lab.pass_time(5)
         before = session.valid_until
         await eventually(lambda before=before: session.valid_until > before)  # type: ignore[misc]
     assert await other.get("alive/1") is not None
@@ -271,8 +276,8 @@ async def test_owner_learns_that_its_session_expired(lab: Lab) -> None:
     owner = await lab.open()
     session = await owner.session(10)
     await owner.txn([], [Write("alive/1", b"x", bound=True)], session=session)
-    lab.advance(60)
-    async with asyncio.timeout(5):
+    await lab.expire(owner)
+    async with asyncio.timeout(15):
         await session.lost()
     assert await owner.get("alive/1") is None
     with pytest.raises(StoreConflictError):

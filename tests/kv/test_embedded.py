@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from pyvxlan.daemon.errors import ConfigError, StoreError, StoreUnavailableError
+from pyvxlan.daemon.errors import StoreError, StoreUnavailableError
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Live, Put, Snapshot, Stale, Write
 from pyvxlan.daemon.kv.embedded import EmbeddedStore
 from pyvxlan.daemon.kv.memory import MemoryStore
-from pyvxlan.daemon.kv.open import open_store, sqlite_path
-from tests.kv.conftest import SqliteLab, eventually
+from pyvxlan.daemon.kv.open import open_store
+from tests.kv.conftest import eventually
+from tests.kv.labs.local import SqliteLab
 from tests.kv.mirror import Mirror
 
 WRITER = """
@@ -144,7 +145,7 @@ async def test_session_of_a_killed_process_survives_until_its_deadline(
     session = await owner.session(10)
     await owner.txn([], [Write("alive", b"1", bound=True)], session=session)
     await owner.close()
-    sqlite_lab.advance(9)
+    await sqlite_lab.pass_time(9)
     other = await sqlite_lab.open()
     assert await other.get("alive") is not None
 
@@ -292,24 +293,3 @@ async def test_url_leads_to_the_store(tmp_path: Path) -> None:
     assert os.path.exists(tmp_path / "a b.db")
     await store.close()
     assert isinstance(await open_store("memory:"), MemoryStore)
-
-
-@pytest.mark.parametrize("url", ["sqlite:////x/y.db", "sqlite:///x/y.db"])
-def test_both_ways_to_write_the_url_mean_one_path(url: str) -> None:
-    assert sqlite_path(url) == Path("/x/y.db")
-
-
-@pytest.mark.parametrize(
-    ("url", "hint"),
-    [
-        ("/x/y.db", "sqlite:///x/y.db"),
-        ("etcd://host", "does not know"),
-        ("sqlite://host/y.db", "absolute path"),
-        ("sqlite:///", "absolute path"),
-        ("sqlite:////x/?a=b", "absolute path"),
-        ("", "does not know"),
-    ],
-)
-def test_wrong_url_is_refused_with_the_remedy(url: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=hint):
-        sqlite_path(url)

@@ -1,0 +1,99 @@
+"""A store's URL: what it may hold, and what is said of one that can't be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvxlan.daemon.errors import ConfigError
+from pyvxlan.daemon.kv.url import parse_url, read_secret
+
+
+@pytest.mark.parametrize("url", ["sqlite:////x/y.db", "sqlite:///x/y.db"])
+def test_both_ways_to_write_a_path_mean_one(url: str) -> None:
+    assert parse_url(url).path == Path("/x/y.db")
+
+
+def test_members_get_default_ports_and_the_default_prefix() -> None:
+    url = parse_url("etcd://h1,h2:2479,[fd00::1],[fd00::2]:99")
+    assert url.members == (("h1", 2379), ("h2", 2479), ("fd00::1", 2379), ("fd00::2", 99))
+    assert url.prefix == "pyvxlan/v1"
+    assert not url.tls
+
+
+@pytest.mark.parametrize(
+    ("kind", "port"), [("etcd", 2379), ("etcd+python-etcd3", 2379), ("consul", 8500), ("zk", 2181)]
+)
+def test_every_kind_has_its_port(kind: str, port: int) -> None:
+    assert parse_url(f"{kind}://host/a/b/").members == (("host", port),)
+    assert parse_url(f"{kind}://host/a/b/").prefix == "a/b"
+
+
+def test_options_are_files_and_names() -> None:
+    url = parse_url("etcd://h?ca=/ca.pem&cert=/c.pem&key=/k.pem&user=me&password-file=/pw")
+    assert url.tls
+    assert (url.ca, url.cert, url.key) == (Path("/ca.pem"), Path("/c.pem"), Path("/k.pem"))
+    assert (url.user, url.password_file) == ("me", Path("/pw"))
+    assert parse_url("consul://h?tls=true&token-file=/t").token_file == Path("/t")
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("/x/y.db", "sqlite:///x/y.db"),
+        ("", "sqlite:////var/lib/pyvxlan/store.db"),
+        ("etc://h", "did you mean etcd"),
+        ("redis://h", "known are"),
+        ("sqlite://host/y.db", "absolute path"),
+        ("sqlite:///", "absolute path"),
+        ("sqlite:////x/?a=b", "absolute path"),
+        ("etcd://", "no host name"),
+        ("etcd://h1,,h2", "no host name"),
+        ("etcd://h:0", "port '0'"),
+        ("etcd://h:99999", "port '99999'"),
+        ("etcd://h:", "port"),
+        ("etcd://fd00::1:2379", "brackets"),
+        ("etcd://[fd00::1", "URL"),
+        ("etcd://h/a//b", "prefix"),
+        ("etcd://h/a b", "prefix"),
+        ("etcd://h#x", "#x"),
+        ("etcd://h?token-file=/x", "option token-file is not known"),
+        ("etcd://h?passwordfile=/x", "did you mean password-file"),
+        ("etcd://h?ca=ca.pem", "absolute path"),
+        ("etcd://h?ca=", "with a value"),
+        ("etcd://h?ca=/a&ca=/b", "given once"),
+        ("etcd://h?cert=/c.pem", "both cert and key"),
+        ("etcd://h?user=me", "both user and password-file"),
+        ("etcd://h?tls=maybe", "true or false"),
+        ("etcd://h?tls=false&ca=/a", "contradicts"),
+    ],
+)
+def test_wrong_url_is_refused_with_the_remedy(url: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match=hint):
+        parse_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["etcd://me:hunter2@h", "etcd://h?password=hunter2", "ftp://me:hunter2@h"]
+)
+def test_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        parse_url(url)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_secret_file_must_be_private_and_hold_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "pw"
+    path.write_text("hunter2\n")
+    path.chmod(0o600)
+    assert read_secret(path, "password") == "hunter2"
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_secret(path, "password")
+    path.chmod(0o600)
+    path.write_text("")
+    with pytest.raises(ConfigError, match="on one line"):
+        read_secret(path, "password")
+    with pytest.raises(ConfigError, match="can't be read"):
+        read_secret(tmp_path / "none", "password")
