@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ def free_port(address: str = "127.0.0.1") -> int:
         return port
 
 
-class Server:
+class Server(ABC):
     """One server process with a directory of its own; what kind it is, a subclass says.
 
     Args:
@@ -51,13 +52,13 @@ class Server:
     def log(self) -> Path:
         return self.directory / "server.log"
 
+    @abstractmethod
     def words(self) -> Sequence[str]:
         """The command that runs the server in the foreground."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ready(self) -> bool:
         """Whether it serves; called again and again after the start."""
-        raise NotImplementedError
 
     def enter(self) -> list[str]:
         """What stands before a command that shall run where the server runs."""
