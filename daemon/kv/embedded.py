@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,9 @@ from typing import TypeVar
 
 from asyncinotify import Inotify, Mask
 
-from pyvxlan.daemon.errors import StoreUnavailableError, StoreUncertainError
+from pyvxlan.daemon.errors import StoreError, StoreUnavailableError, StoreUncertainError
 from pyvxlan.daemon.kv.database import Database, Now, boot_now
+from pyvxlan.daemon.kv.health import Health, MemberHealth
 from pyvxlan.daemon.kv.lease import Lease
 from pyvxlan.daemon.kv.store import (
     Check,
@@ -136,6 +138,17 @@ class EmbeddedStore:
     def watch(self, prefix: str, *, since: Revision | None = None) -> AsyncIterator[Event]:
         """Yields a `Snapshot`, then changes in order; a new `Snapshot` after any gap."""
         return self._watchers.watch(prefix, since, self._read)
+
+    async def health(self) -> Health:
+        """Tells whether the file can be read and written, and how fast a write is."""
+        path = str(self._database.path)
+        asked_at = time.monotonic()
+        try:
+            await self._call(self._database.probe)
+        except StoreError as error:
+            return Health("sqlite", (MemberHealth(path, str(error)),))
+        latency_s = time.monotonic() - asked_at
+        return Health("sqlite", (MemberHealth(path, "", sqlite3.sqlite_version, latency_s),))
 
     async def close(self) -> None:
         """Ends watches and closes the file. Sessions that are open are left to expire."""

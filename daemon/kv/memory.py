@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon.errors import StoreConflictError, StoreUnavailableError
+from pyvxlan.daemon.kv.health import Health, MemberHealth
 from pyvxlan.daemon.kv.lease import Lease
 from pyvxlan.daemon.kv.store import (
     ABSENT,
@@ -188,6 +189,10 @@ class MemoryStore:
     def watch(self, prefix: str, *, since: Revision | None = None) -> AsyncIterator[Event]:
         """Yields a `Snapshot`, then changes in order; a new `Snapshot` after any gap."""
         return self._watchers.watch(prefix, since, self._read)
+
+    async def health(self) -> Health:
+        """Tells of an outage, and else that all is well."""
+        return Health("memory", (MemberHealth("memory", self._outage or "", latency_s=0.0),))
 
     async def close(self) -> None:
         """Ends watches. Sessions that are open are left to expire."""

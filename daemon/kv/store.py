@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, TypeAlias
 
+from pyvxlan.daemon.kv.health import Health
+
 Revision: TypeAlias = int
 """Opaque: compare for equality only, and only for one key."""
 
@@ -161,6 +163,9 @@ class Store(Protocol):
         came later begins with those changes; any other begins with a `Snapshot` all the same.
         `Stale` is followed by whatever was missed and then by `Live`. Ends when the store closes.
         """
+
+    async def health(self) -> Health:
+        """Looks at the servers and their settings now. What is wrong is a finding, no error."""
 
     async def close(self) -> None:
         """Releases everything; ends watches. Sessions that are open are left to expire."""

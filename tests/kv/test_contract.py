@@ -369,3 +369,10 @@ async def test_cancelled_watch_leaves_the_store_usable(store: Store) -> None:
     await put(store, "a")
     assert await store.get("a") is not None
     assert Live not in map(type, mirror.events)
+
+
+async def test_healthy_store_says_so(store: Store) -> None:
+    health = await store.health()
+    assert health.members
+    assert [member.error for member in health.members] == [""] * len(health.members)
+    assert all(member.latency_s is not None for member in health.members)
