@@ -7,12 +7,11 @@ which `operations.applied` tells.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from pyvxlan.daemon.dataplane import NetworkTables, TableUpdate
 from pyvxlan.daemon.desired import Desired, Tables, WantedNetwork
-from pyvxlan.daemon.net import BRIDGE, PORT, Gateway, faults
+from pyvxlan.daemon.net import BRIDGE, OUTER_NAME, PORT, Gateway, faults
 from pyvxlan.daemon.operations import (
     Actual,
     AttachPort,
@@ -27,8 +26,6 @@ from pyvxlan.daemon.operations import (
     RemoveVeth,
     UpdateTables,
 )
-
-_OUTER_NAME = re.compile(r"v[0-9a-f]{10}")
 
 
 def plan(desired: Desired, actual: Actual) -> list[Op]:
@@ -78,7 +75,7 @@ def _plan_removals(desired: Desired, actual: Actual) -> Iterator[Op]:
     for netns, links in actual.net.namespaces.items():
         scope = netns.partition("-")[2]
         for name in links:
-            if _OUTER_NAME.fullmatch(name) and (netns, name) not in wanted:
+            if OUTER_NAME.fullmatch(name) and (netns, name) not in wanted:
                 yield RemoveVeth(scope=scope, netns=netns, outer_name=name)
     for name in actual.net.uplinks:
         if ("", name) not in wanted:

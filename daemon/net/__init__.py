@@ -8,6 +8,7 @@ from pyvxlan.daemon.net.net import HostRecords, Net
 from pyvxlan.daemon.net.values import (
     BRIDGE,
     GATEWAY_BRIDGE,
+    OUTER_NAME,
     PORT,
     Attachment,
     Gateway,
@@ -23,6 +24,7 @@ from pyvxlan.daemon.net.values import (
 __all__ = [
     "BRIDGE",
     "GATEWAY_BRIDGE",
+    "OUTER_NAME",
     "PORT",
     "Attachment",
     "Gateway",

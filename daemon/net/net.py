@@ -27,6 +27,7 @@ from pyvxlan.daemon.net.links import KernelLink
 from pyvxlan.daemon.net.sandbox import SandboxFiles
 from pyvxlan.daemon.net.values import (
     GATEWAY_BRIDGE,
+    OUTER_NAME,
     Attachment,
     Gateway,
     Link,
@@ -192,6 +193,13 @@ class Net:
         seen = await self.observe(())
         steps: list[Callable[[], object]] = [
             functools.partial(self.remove_veth, "", name) for name in seen.uplinks
+        ]
+        # Before their namespace: the kernel takes links away with it, but only some time later.
+        steps += [
+            functools.partial(self.remove_veth, netns, name)
+            for netns, found in seen.namespaces.items()
+            for name in found
+            if OUTER_NAME.fullmatch(name)
         ]
         names = [entry.name for entry in self._netns_files()]
         steps += [functools.partial(self.remove_namespace, name) for name in names]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Interface, IPv4Network
@@ -119,6 +120,10 @@ class Observed:
     gateway: Gateway | None = None
     uplinks: Mapping[str, Link] = field(default_factory=dict)
     inner: Mapping[str, Link] = field(default_factory=dict)
+
+
+OUTER_NAME = re.compile(r"v[0-9a-f]{10}")
+"""Names of our veth ends in an overlay namespace; a name of any other form is not ours."""
 
 
 def alias_of(host_id: str) -> str:
