@@ -160,7 +160,8 @@ class Store(Protocol):
         """Yields a `Snapshot`, then changes in order; a new `Snapshot` after any gap.
 
         With `since`, the newest revision that the caller has seen, a store that still knows what
-        came later begins with those changes; any other begins with a `Snapshot` all the same.
+        came later begins with those changes and then says `Live`; any other begins with a
+        `Snapshot` all the same.
         `Stale` is followed by whatever was missed and then by `Live`. Ends when the store closes.
         """
 

@@ -122,16 +122,16 @@ class Watchers:
         """Yields the events of one watch, as `Store.watch` promises them."""
         watcher = _Watcher(prefix, since)
         self._watchers.add(watcher)
-        told_stale = False
+        told_stale, owes_live = False, since is not None
         try:
             while not self._closed:
                 watcher.wake.clear()
                 if self._stale is not None:
-                    if not told_stale:
-                        told_stale = True
-                        yield Stale(self._stale)
-                    else:
+                    if told_stale:
                         await watcher.wake.wait()
+                    else:
+                        told_stale = owes_live = True
+                        yield Stale(self._stale)
                 elif watcher.gap:
                     for event in await self._begin(watcher, read):
                         yield event
@@ -139,8 +139,8 @@ class Watchers:
                     change = watcher.waiting.popitem(last=False)[1]
                     watcher.revision = max(watcher.revision or 0, _position(change)[1])
                     yield change
-                elif told_stale:
-                    told_stale = False
+                elif owes_live:
+                    told_stale = owes_live = False
                     yield Live()
                 else:
                     await watcher.wake.wait()

@@ -194,12 +194,24 @@ async def test_watch_goes_on_from_a_revision(store: Store) -> None:
     await store.txn([], [Delete("a/1")])
     await put(store, "b/1")
     mirror = Mirror(store, "a/", since=first.revision)
-    await mirror.until(lambda: len(mirror.events) == 2)
-    put_event, removal = mirror.events
+    await mirror.until(lambda: len(mirror.events) == 3)
+    put_event, removal, live = mirror.events
+    assert isinstance(live, Live)
     assert isinstance(put_event, Put)
     assert put_event.item.key == "a/2"
     assert isinstance(removal, Removal)
     assert removal.key == "a/1"
+    await mirror.stop()
+
+
+async def test_watch_that_goes_on_with_nothing_missed_says_so(lab: Lab) -> None:
+    store = await lab.open()
+    await put(store, "a/1")
+    first = await anext(store.watch("a/"))
+    assert isinstance(first, Snapshot)
+    mirror = Mirror(store, "a/", since=first.revision)
+    await mirror.until(lambda: bool(mirror.events))
+    assert isinstance(mirror.events[0], Live if lab.resumes else Snapshot)
     await mirror.stop()
 
 
