@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 from pyvxlan.daemon import records, rundir
+from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
 from pyvxlan.daemon.endpoints import Endpoints
@@ -75,7 +76,7 @@ async def _remove_from_kernel(settings: Settings, local: LocalRecords, failures:
 
 async def _withdraw(settings: Settings, local: LocalRecords) -> None:
     """Removes this host's endpoints, then its own records."""
-    store = await open_store(settings.store)
+    store = ClusterStore(await open_store(settings.store))
     try:
         host = await _recorded_host(store, local.host_id)
         state = State(store, host)

@@ -1,4 +1,4 @@
-"""The command line: a client of the daemon's API, nothing more.
+"""The command line: a client of the daemon's API, nothing more (`cli_store` apart).
 
 Only what a command needs is imported, since people and scripts start it often. Exit codes: 0 done,
 1 refused or failed, 2 wrong usage, 3 no daemon; `run` and `exec` end as their command does.
@@ -30,6 +30,7 @@ from pyvxlan.daemon.cli_options import (
     pairs,
     print_list,
 )
+from pyvxlan.daemon.cli_store import store
 
 COMMAND_ARGS = {"allow_interspersed_args": False}
 
@@ -364,6 +365,9 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
+
+
+cli.add_command(store)
 
 
 def _inspect(ctx: click.Context, /, kind: str, refs: Sequence[str]) -> int:

@@ -119,6 +119,32 @@ def traffic_table(networks: Iterable[Document]) -> str:
     return table(("NETWORK", "VNI", "ENDPOINTS", "FRAMES OUT", "FRAMES IN", "DROPS"), rows)
 
 
+def store_report(report: Document) -> str:
+    """The text of `pyvxlan store check`: the store, its members, and what was found."""
+    facts = [("store", report["store"]), ("cluster", report["cluster"] or "none yet")]
+    if report["server_cluster"]:
+        facts.append(("servers", report["server_cluster"]))
+    width = max(len(name) for name, _ in facts) + 1
+    members = table(
+        ("MEMBER", "STATE", "VERSION", "LATENCY"),
+        (
+            (
+                member["address"],
+                "fails" if member["error"] else "serves",
+                member["version"],
+                "" if member["latency_s"] is None else f"{member['latency_s'] * 1000:.1f} ms",
+            )
+            for member in report["members"]
+        ),
+    )
+    findings = table(
+        ("CHECK", "RESULT", "DETAIL"),
+        ((found["what"], found["level"], found["text"]) for found in report["findings"]),
+    )
+    lines = [f"{name + ':':<{width}} {value}" for name, value in facts]
+    return "\n".join([*lines, "", members, "", findings])
+
+
 def duration(seconds: float) -> str:
     """Shows a time span in its two largest units."""
     minutes, rest_s = divmod(int(seconds), 60)

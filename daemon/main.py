@@ -26,6 +26,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else gRPC's handlers crash what 
 from pyvxlan import __version__
 from pyvxlan.daemon import api, metrics, rundir
 from pyvxlan.daemon.cleanup import clean_up
+from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import (
     SETTINGS,
     Settings,
@@ -215,7 +216,7 @@ async def _start(
         incarnation=secrets.token_hex(16),
         version=__version__,
     )
-    store = await open_store(settings.store)
+    store = ClusterStore(await open_store(settings.store))
     stack.push_async_callback(store.close)
     state = State(store, host)
     stack.push_async_callback(state.close)

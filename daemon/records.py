@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import (
     IPv4Interface,
     IPv6Interface,
@@ -42,6 +43,16 @@ GC_LEADER = "gc/leader"
 NETWORKS = "net/"
 HOSTS = "host/"
 ALIVE = "alive/"
+MOVE = "move/"
+MOVE_KEEPER = "move/keeper"
+"""Bound to the session of whoever moves the cluster to another store."""
+
+KINDS = frozenset(
+    ("meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep", "ep", "ip", "name", "mac")
+)
+"""First parts of the keys that outlive every session: what a copy of the store must hold."""
+BOUND_KINDS = frozenset(("alive", "gc", "move", "check"))
+"""First parts of the keys that live with a session, and mean nothing in a copy."""
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 ID = re.compile(r"[0-9a-f]{32}")
@@ -149,6 +160,30 @@ class ClusterConfig:
     session_ttl_s: float = 15
 
 
+class Phase(Enum):
+    """What is being done to a whole store."""
+
+    FILLING = "filling"
+    """It is being restored or copied into: nobody may use it yet."""
+    MOVING = "moving"
+    """Its cluster is about to move: hosts try whether they can use the other store."""
+    FROZEN = "frozen"
+    """It is being copied: nothing changes while `move/keeper` is there."""
+    MOVED = "moved"
+    """Its cluster has moved: nothing changes here any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """Part of `meta` while something is done to the store as a whole."""
+
+    phase: Phase
+    id: str
+    """Names this one restoration or move."""
+    to: str = ""
+    """URL of the store that the cluster moves to; empty while `FILLING`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Meta:
     """The `meta` record: which cluster this store belongs to, and who may read it."""
@@ -156,6 +191,7 @@ class Meta:
     cluster: str
     min_reader: int = VERSION
     created: str = ""
+    transition: Transition | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +349,26 @@ def parse_meta(value: bytes) -> Meta:
         raise InvalidError(
             f"the store needs a reader of schema {min_reader}, this one knows {VERSION}: upgrade"
         )
-    return Meta(_id(_text(record, "cluster")), min_reader, _text(record, "created"))
+    return Meta(
+        cluster=_id(_text(record, "cluster")),
+        min_reader=min_reader,
+        created=_text(record, "created"),
+        transition=_transition(record),
+    )
+
+
+def with_transition(value: bytes, transition: Transition | None, *, cluster: str = "") -> bytes:
+    """Rewrites the `meta` record with a transition, or without one, and maybe another cluster."""
+    record = _object(value)
+    record.pop("transition", None)
+    if cluster:
+        record["cluster"] = cluster
+    if transition:
+        record["transition"] = {
+            "phase": transition.phase.value,
+            "id": transition.id,
+        } | ({"to": transition.to} if transition.to else {})
+    return emit(record)
 
 
 def emit_pools(pools: PoolUse) -> bytes:
@@ -493,6 +548,15 @@ def _texts(record: Json, name: str) -> dict[str, str]:
         if not isinstance(entry, str):
             raise InvalidError(f"field {name} holds {entry!r}, not text")
     return dict(value)
+
+
+def _transition(record: Json) -> Transition | None:
+    value = record.get("transition")
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidError(f"field transition is {value!r}, not an object")
+    return Transition(_converted(value, "phase", Phase), _text(value, "id"), _text(value, "to"))
 
 
 def _state(record: Json) -> Literal["up", "down"]:

@@ -1,0 +1,198 @@
+"""One look at a store: its servers, what this host may do there, and whether the records fit.
+
+What is wrong is a finding; only a URL that can't be used is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pyvxlan.daemon import records
+from pyvxlan.daemon.errors import InvalidError, StoreError
+from pyvxlan.daemon.kv import Check, Delete, Item, Store, Write
+from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
+from pyvxlan.daemon.kv.store import ABSENT, PRESENT
+from pyvxlan.daemon.kv.url import StoreUrl, parse_url
+from pyvxlan.daemon.kv.watching import SESSION_TTL_MIN_S
+from pyvxlan.daemon.records import Phase, Transition
+from pyvxlan.daemon.upkeep import integrity
+from pyvxlan.daemon.upkeep.content import open_existing, read_all
+
+TIMEOUT_S = 15.0
+"""For each of the looks; a store that answers needs a small part of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found in a store."""
+
+    url: str
+    health: Health
+    cluster: str
+    """Id of the overlay's cluster; empty if there is none."""
+    findings: tuple[Finding, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether there is no error; warnings do not count."""
+        return all(finding.level != "error" for finding in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """Gives it as JSON can hold it."""
+        return {
+            "store": self.url,
+            "kind": self.health.kind,
+            "cluster": self.cluster,
+            "server_cluster": self.health.cluster,
+            "good": self.good,
+            "members": [asdict(member) for member in self.health.members],
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+async def check(text: str) -> Report:
+    """Looks at everything that can be looked at now.
+
+    Raises:
+        ConfigError: The URL can't be used, or what it names is not there.
+    """
+    url = parse_url(text)
+    try:
+        store = await open_existing(text)
+    except StoreError as error:
+        member = MemberHealth(str(url.path or url), str(error))
+        return Report(text, Health(url.kind, (member,)), "", (_not_serving(str(error)),))
+    try:
+        return await _look(text, url, store)
+    finally:
+        await store.close()
+
+
+async def _look(text: str, url: StoreUrl, store: Store) -> Report:
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            health = await store.health()
+    except TimeoutError:
+        why = f"no answer within {TIMEOUT_S:g} s"
+        health = Health(url.kind, (MemberHealth(text, why),))
+    findings = [_connection(health), *health.findings]
+    if all(finding.what != "clock" for finding in findings):
+        findings.append(_clock(url))
+    cluster = ""
+    if any(not member.error for member in health.members):
+        findings.append(await _permissions(url, store))
+        found, cluster = await _content(url, store)
+        findings += found
+    return Report(text, health, cluster, tuple(findings))
+
+
+def _connection(health: Health) -> Finding:
+    failing = [member for member in health.members if member.error]
+    serving = len(health.members) - len(failing)
+    text = f"{serving} of {len(health.members)} members serve"
+    if not failing:
+        return Finding("ok", "connection", text)
+    reasons = "; ".join(f"{member.address}: {member.error}" for member in failing)
+    if serving:
+        remedy = "the store goes on as long as most of its servers do; repair those"
+        return Finding("warning", "connection", f"{text}: {reasons}; {remedy}")
+    return _not_serving(reasons)
+
+
+def _not_serving(reasons: str) -> Finding:
+    return Finding("error", "connection", f"no member serves: {reasons}")
+
+
+def _clock(url: StoreUrl) -> Finding:
+    """Says what an unknown clock means: a store that tells its time says so in its health."""
+    if url.path:
+        return Finding("ok", "clock", "the store's is this machine's")
+    return Finding(
+        "ok",
+        "clock",
+        "not compared, as the store does not tell its own; sessions and grace times run on steady "
+        "clocks, so that only certificates depend on the time of day",
+    )
+
+
+async def _permissions(url: StoreUrl, store: Store) -> Finding:
+    """Reads, writes and deletes a key that is bound to a session, so that none is left."""
+    key = f"check/{secrets.token_hex(8)}"
+    where = url.path or f"/{url.prefix}"
+    doing = "read"
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            await store.get(key)
+            doing = "open a session"
+            session = await store.session(SESSION_TTL_MIN_S)
+            try:
+                doing = "write"
+                write = Write(key, b'"check"', bound=True)
+                await store.txn([Check(key, ABSENT)], [write], session=session)
+                doing = "delete"
+                await store.txn([Check(key, PRESENT)], [Delete(key)])
+            finally:
+                await session.close()
+    except TimeoutError:
+        return Finding("error", "permissions", f"can't {doing} below {where} in {TIMEOUT_S:g} s")
+    except StoreError as error:
+        return Finding("error", "permissions", f"can't {doing} below {where}: {error}")
+    return Finding("ok", "permissions", f"reads, writes and sessions work below {where}")
+
+
+async def _content(url: StoreUrl, store: Store) -> tuple[list[Finding], str]:
+    """Looks at `meta` and at how the records fit each other; gives the cluster's id too."""
+    try:
+        async with asyncio.timeout(4 * TIMEOUT_S):
+            items = await read_all(store, kind=url.kind)
+    except (StoreError, TimeoutError) as error:
+        why = str(error) or f"no answer within {4 * TIMEOUT_S:g} s"
+        return [Finding("error", "records", f"can't be read: {why}")], ""
+    found = integrity.examine({key: item.value for key, item in items.items()})
+    schema, cluster = _schema(items)
+    return [*schema, *found], cluster
+
+
+def _schema(items: Mapping[str, Item]) -> tuple[list[Finding], str]:
+    item = items.get(records.META)
+    if item is None:
+        if not items:
+            return [Finding("ok", "schema", "no cluster has used this store yet")], ""
+        text = "there are records, and no meta: restore it, or empty the prefix"
+        return [Finding("error", "schema", text)], ""
+    try:
+        meta = records.parse_meta(item.value)
+    except InvalidError as error:
+        return [Finding("error", "schema", f"record {records.META}: {error}")], ""
+    text = f"version {records.VERSION}, readers from {meta.min_reader} on; cluster {meta.cluster}"
+    found = [Finding("ok", "schema", text)]
+    if meta.transition:
+        found.append(_transition(meta.transition, kept=records.MOVE_KEEPER in items))
+    return found, meta.cluster
+
+
+def _transition(transition: Transition, *, kept: bool) -> Finding:
+    match transition.phase:
+        case Phase.FILLING:
+            text = (
+                "the store is being filled and nobody may use it yet: if nobody is at it, run the "
+                "same pyvxlan store restore or migrate again"
+            )
+            return Finding("error", "transition", text)
+        case Phase.MOVED:
+            text = (
+                f"the cluster has moved to {transition.to}: set the hosts' store to that; this one "
+                "may go"
+            )
+            return Finding("warning", "transition", text)
+        case Phase.MOVING | Phase.FROZEN:
+            state = "is being moved" if kept else "was about to be moved, and whoever did it left"
+            text = (
+                f"the cluster {state} to {transition.to}: run pyvxlan store migrate again to go "
+                "on, or with --abort to end it"
+            )
+            return Finding("warning", "transition", text)
