@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 BODY_MAX_BYTES = 128 * 1024
 SHUTDOWN_S = 5.0
+STALE_HEADER = "Pyvxlan-Stale-Seconds"
+"""In answers while the store is away: for how long."""
 
 
 class Sandboxes(Protocol):
@@ -72,7 +74,9 @@ class Api:
 
     def application(self) -> web.Application:
         """Makes the application that serves all paths."""
-        app = web.Application(middlewares=[answer_errors], client_max_size=BODY_MAX_BYTES)
+        app = web.Application(
+            middlewares=[answer_errors, self._tell_age], client_max_size=BODY_MAX_BYTES
+        )
         app.add_routes(
             [
                 web.get("/v1/status", self._show_status),
@@ -89,6 +93,15 @@ class Api:
             ]
         )
         return app
+
+    @web.middleware
+    async def _tell_age(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Marks answers that are from memory, since the store does not answer."""
+        answer = await handler(request)
+        stale_s = self._service.stale_s
+        if stale_s is not None and request.path != "/v1/status":
+            answer.headers[STALE_HEADER] = f"{stale_s:.1f}"
+        return answer
 
     async def _show_status(self, request: web.Request) -> web.Response:
         _query(request)

@@ -6,6 +6,7 @@ The command line starts in a fraction of the time that an HTTP library takes to 
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import sys
@@ -18,6 +19,7 @@ from urllib.parse import quote, urlencode
 
 NOTICE_AFTER_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
+STALE = re.compile(rb"\r\npyvxlan-stale-seconds: ([0-9.]+)", re.IGNORECASE)
 
 
 class ClientError(Exception):
@@ -115,6 +117,12 @@ class ApiClient:
             ) from error
         if status >= 400:
             raise RefusedError(str(document.get("error", document)), status)
+        if stale := STALE.search(head):
+            print(
+                f"pyvxlan: the store has not answered for {float(stale[1]):.0f} s; what was known "
+                "then still holds here (see pyvxlan status)",
+                file=sys.stderr,
+            )
         return document
 
 

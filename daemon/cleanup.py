@@ -34,7 +34,16 @@ from pyvxlan.daemon.state import State
 log = logging.getLogger(__name__)
 
 RUN_FILES = ("api.sock", "forwarder.*", "successor.*", "lock")
-STATE_FILES = ("endpoints/*", "host.json", "host.invalid", "host-id", "lock")
+STATE_FILES = (
+    "endpoints/*",
+    "withdrawn/*",
+    "mirror.db*",
+    "host.json",
+    "host.invalid",
+    "host-id",
+    "lock",
+)
+DIRECTORIES = ("endpoints", "withdrawn", "netns")
 NOWHERE = IPv4Address("0.0.0.0")
 
 
@@ -84,8 +93,8 @@ async def _withdraw(settings: Settings, local: LocalRecords) -> None:
         rng = Random(secrets.randbits(64))  # noqa: S311 - not used: nothing is created
         networks = Networks(store, state, host, cluster=lambda: membership.cluster, rng=rng)
         endpoints = Endpoints(store, state, host, networks, token=membership.token, rng=rng)
-        for endpoint in await endpoints.all():
-            if endpoint.host_id == host.id:
+        for endpoint_id, network_id in (await endpoints.owned(host.id)).items():
+            if endpoint := await endpoints.read(network_id, endpoint_id):
                 await endpoints.delete(endpoint)
         await membership.withdraw()
     finally:
@@ -115,6 +124,6 @@ def _remove_files(directory: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for path in directory.glob(pattern):
             path.unlink(missing_ok=True)
-    for path in (directory / "endpoints", directory / "netns", directory):
+    for path in (*(directory / name for name in DIRECTORIES), directory):
         with contextlib.suppress(OSError):
             path.rmdir()

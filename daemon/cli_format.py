@@ -91,6 +91,10 @@ def status_text(status: Document) -> str:
         ("repairs", str(reconcile["repairs"])),
         ("metrics", status["metrics_url"] or "off"),
     ]
+    if store["held"]:
+        facts.append(("held back", f"{store['held']} records that the store lacks"))
+    if store["problem"]:
+        facts.append(("problem", f"not registered: {store['problem']}"))
     facts += [("problem", text) for text in reconcile["problems"]]
     facts += [("invalid record", f"{key}: {why}") for key, why in store["invalid"].items()]
     width = max(len(name) for name, _ in facts) + 1
@@ -168,9 +172,10 @@ def size(count: int) -> str:
 def _store_state(store: Document) -> str:
     if store["synced"]:
         return "in step"
-    if store["stale_s"] is None:
-        return "being read"
-    return f"not reachable for {duration(store['stale_s'])}"
+    cause = f": {store['cause']}" if store["cause"] else ""
+    if store["state"] == "init":
+        return f"never read{cause}" if cause else "being read"
+    return f"not reachable for {duration(store['stale_s'] or 0)}, shown is what was known{cause}"
 
 
 def _forwarder_state(forwarder: Document) -> str:

@@ -8,8 +8,7 @@ dead can't write, and the network's revision, so that one being removed gets no 
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 from pyvxlan.daemon import ipam, records
@@ -74,11 +73,42 @@ class Endpoints:
         self._cursors: dict[Cidr, Address] = {}
 
     async def all(self, network_id: str | None = None) -> list[Endpoint]:
-        """Reads the endpoints of one network or of all, on all hosts, by name and id."""
+        """Gives the endpoints of one network or of all, on all hosts, by name and id.
+
+        While the store is away, those that were known last: of the networks on this host.
+        """
+
+        def remembered() -> list[Endpoint]:
+            joined = self._state.endpoints
+            of = [network_id] if network_id else joined
+            return [endpoint for nid in of for endpoint in joined.get(nid, {}).values()]
+
+        found = await self._state.recall(lambda: self.stored(network_id), remembered)
+        return sorted(found, key=lambda endpoint: (endpoint.network_id, endpoint.name, endpoint.id))
+
+    async def stored(self, network_id: str | None = None) -> list[Endpoint]:
+        """Reads the endpoints of one network or of all from the store.
+
+        Raises:
+            StoreError: It does not answer.
+        """
         prefix = records.endpoints_prefix(network_id) if network_id else "ep/"
         items = await self._store.list(prefix)
-        found = [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
-        return sorted(found, key=lambda endpoint: (endpoint.network_id, endpoint.name, endpoint.id))
+        return [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
+
+    async def read(self, network_id: str, endpoint_id: str) -> Endpoint | None:
+        """Reads one endpoint from the store; None if it has none, or none that is valid."""
+        item = await self._store.get(records.endpoint_key(network_id, endpoint_id))
+        return parsed_endpoint(item) if item else None
+
+    async def owned(self, host_id: str) -> Mapping[str, str]:
+        """Reads which endpoints a host has in the store: ids of their networks, by their own."""
+        keys = await self._store.list(records.owned_prefix(host_id))
+        return {key.split("/")[3]: key.split("/")[2] for key in keys if key.count("/") == 3}
+
+    async def owners(self) -> set[str]:
+        """Reads which hosts have endpoints in the store."""
+        return {key.split("/")[1] for key in await self._store.list(records.OWNED)}
 
     async def find(self, ref: str) -> Endpoint:
         """Finds an endpoint by id, by a prefix of it, by name, or by `name.network`.
@@ -108,7 +138,7 @@ class Endpoints:
             )
         return fitting[0]
 
-    async def create(self, network_ref: str, wish: EndpointWish) -> Endpoint:
+    async def create(self, network_ref: str, wish: EndpointWish, endpoint_id: str) -> Endpoint:
         """Creates an endpoint of this host: record, addresses, name and MAC in one step."""
         taken: set[Address] | None = None
         for attempt in range(ATTEMPTS):
@@ -123,7 +153,7 @@ class Endpoints:
             mac = wish.mac or ipam.mac_for(addresses[0].ip)
             _check_mac(network, addresses, mac)
             endpoint = Endpoint(
-                id=secrets.token_hex(16),
+                id=endpoint_id,
                 network_id=network.id,
                 host_id=self._host.id,
                 mac=mac,
@@ -191,6 +221,26 @@ class Endpoints:
                     holder = await self._describe(network, owner)
                     raise ConflictError(f"{claim} belongs to {holder} by now") from None
             raise
+
+    async def confirm(self, endpoint: Endpoint) -> bool:
+        """Tells whether the store has an endpoint's record; lists it as its host's if so."""
+        key = records.endpoint_key(endpoint.network_id, endpoint.id)
+        listed = Write(records.owned_key(endpoint), records.emit(endpoint.id))
+        try:
+            await self._store.txn([Check(key, PRESENT)], [listed])
+        except StoreConflictError:
+            return False
+        return True
+
+    async def revise(self, endpoint: Endpoint) -> None:
+        """Rewrites an endpoint of this host whose claims are the same as before.
+
+        Raises:
+            StoreConflictError: It is gone, or this host was taken for dead; nothing was written.
+        """
+        key = records.endpoint_key(endpoint.network_id, endpoint.id)
+        checks = [Check(records.alive_key(self._host.id), self._token()), Check(key, PRESENT)]
+        await self._store.txn(checks, [Write(key, records.emit_endpoint(endpoint))])
 
     async def delete(
         self, endpoint: Endpoint, *, orphan: bool = False, guard: Check | None = None

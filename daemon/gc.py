@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon import records
@@ -18,7 +17,7 @@ from pyvxlan.daemon.endpoints import Endpoints
 from pyvxlan.daemon.errors import DaemonError, InvalidError, StoreConflictError
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Store, Write
 from pyvxlan.daemon.membership import Membership
-from pyvxlan.daemon.model import Endpoint, Host
+from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -68,15 +67,13 @@ class Collector:
         if guard is None or not self._state.synced:
             self._absent_since.clear()
             return
-        endpoints = await self._endpoints.all()
-        absent = {*self._state.hosts, *(e.host_id for e in endpoints)} - set(self._state.alive)
+        absent = {*self._state.hosts, *await self._endpoints.owners()} - set(self._state.alive)
         absent.discard(self._host.id)
         self._absent_since = {id_: self._absent_since.get(id_, now_s) for id_ in absent}
         grace_s = max(OBSERVE_S, self._state.config.gc_grace_s)
         for host_id, since_s in self._absent_since.items():
             if now_s - since_s >= grace_s:
-                theirs = [e for e in endpoints if e.host_id == host_id]
-                await self._collect(host_id, theirs, guard)
+                await self._collect(host_id, guard)
 
     async def _lead(self) -> Check | None:
         """Takes or keeps the leadership; gives the check that proves it, or None."""
@@ -96,11 +93,14 @@ class Collector:
             return None
         return Check(records.GC_LEADER, item.revision)
 
-    async def _collect(self, host_id: str, endpoints: Sequence[Endpoint], guard: Check) -> None:
+    async def _collect(self, host_id: str, guard: Check) -> None:
         """Removes a dead host's endpoints, then its records; stops if it turns out to be alive."""
+        owned = await self._endpoints.owned(host_id)
         try:
-            for endpoint in endpoints:
-                await self._endpoints.delete(endpoint, orphan=True, guard=guard)
+            for endpoint_id, network_id in owned.items():
+                endpoint = await self._endpoints.read(network_id, endpoint_id)
+                if endpoint:
+                    await self._endpoints.delete(endpoint, orphan=True, guard=guard)
             checks = [Check(records.alive_key(host_id), ABSENT), guard]
             ops = [Delete(records.host_key(host_id))]
             host = self._state.hosts.get(host_id)
@@ -112,7 +112,7 @@ class Collector:
         except StoreConflictError as error:
             log.info("host not collected host=%s cause=%s", host_id, error)
             return
-        log.warning("host collected host=%s endpoints=%d", host_id, len(endpoints))
+        log.warning("host collected host=%s endpoints=%d", host_id, len(owned))
 
 
 def _owner(value: bytes) -> str:

@@ -11,17 +11,19 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from pyvxlan.daemon import records
 from pyvxlan.daemon.errors import ConflictError, InvalidError, NetError
 from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Network, Sandbox
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class LocalRecords:
@@ -38,8 +40,10 @@ class LocalRecords:
     def __init__(self, state_dir: Path) -> None:
         self._dir = state_dir
         self._endpoints_dir = state_dir / "endpoints"
+        self._withdrawn_dir = state_dir / "withdrawn"
         try:
             self._endpoints_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._withdrawn_dir.mkdir(mode=0o700, exist_ok=True)
             self._lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise NetError(
@@ -57,6 +61,7 @@ class LocalRecords:
         self._endpoints: dict[str, LocalEndpoint] = {}
         self._records: dict[str, Endpoint] = {}
         self._networks: dict[str, Network] = {}
+        self._withdrawn: dict[str, Endpoint] = {}
         try:
             self._host = self._load_host()
             self._load_endpoints()
@@ -121,12 +126,33 @@ class LocalRecords:
 
     def remove(self, endpoint_id: str) -> None:
         """Forgets an endpoint; one that is not here is no error."""
-        (self._endpoints_dir / f"{endpoint_id}.json").unlink(missing_ok=True)
-        _sync_directory(self._endpoints_dir)
+        _remove(self._endpoints_dir / f"{endpoint_id}.json")
         self._records.pop(endpoint_id, None)
         gone = self._endpoints.pop(endpoint_id, None)
         if gone and not any(e.network_id == gone.network_id for e in self._endpoints.values()):
             self._networks.pop(gone.network_id, None)
+
+    @property
+    def withdrawn(self) -> Mapping[str, Endpoint]:
+        """Endpoints whose record in the store shall go and may be there still, by id."""
+        return MappingProxyType(self._withdrawn)
+
+    def withdraw(self, endpoint: Endpoint) -> None:
+        """Notes that an endpoint's record shall go from the store, be it later."""
+        if endpoint.id not in self._withdrawn:
+            document = {
+                "v": records.VERSION,
+                "id": endpoint.id,
+                "network": endpoint.network_id,
+                "endpoint_record": records.emit_endpoint(endpoint).decode(),
+            }
+            self._write(self._withdrawn_dir / f"{endpoint.id}.json", document)
+            self._withdrawn[endpoint.id] = endpoint
+
+    def forget_withdrawn(self, endpoint_id: str) -> None:
+        """Drops the note: the record is gone, or wanted after all."""
+        if self._withdrawn.pop(endpoint_id, None):
+            _remove(self._withdrawn_dir / f"{endpoint_id}.json")
 
     def netns_name(self, network_id: str) -> str:
         """Names a network's overlay namespace, `<counter>-<first 10 hex>`; stable while in use."""
@@ -249,16 +275,23 @@ class LocalRecords:
         return host
 
     def _load_endpoints(self) -> None:
-        for path in sorted(self._endpoints_dir.glob("*.json")):
+        for local, endpoint, network in self._read(self._endpoints_dir, _parse):
+            self._keep(local, endpoint, network)
+        for endpoint in self._read(self._withdrawn_dir, _parse_withdrawn):
+            self._withdrawn[endpoint.id] = endpoint
+
+    def _read(self, directory: Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[T]:
+        """Reads a directory's documents; one that is not valid is set aside."""
+        for path in sorted(directory.glob("*.json")):
             try:
                 document = json.loads(path.read_bytes())
-                local, endpoint, network = _parse(document)
-                if path.stem != local.id:
-                    raise InvalidError(f"the file holds endpoint {local.id}")
+                if document["id"] != path.stem:
+                    raise InvalidError(f"the file holds endpoint {document['id']}")
+                parsed = parse(document)
             except (OSError, ValueError, TypeError, KeyError, InvalidError) as error:
                 self._set_aside(path, error)
             else:
-                self._keep(local, endpoint, network)
+                yield parsed
 
     def _set_aside(self, path: Path, error: Exception) -> None:
         aside = path.with_suffix(".invalid")
@@ -309,6 +342,16 @@ def _parse(document: Mapping[str, Any]) -> tuple[LocalEndpoint, Endpoint | None,
         records.parse_endpoint(local.network_id, local.id, endpoint.encode()) if endpoint else None,
         records.parse_network(local.network_id, network.encode()) if network else None,
     )
+
+
+def _parse_withdrawn(document: Mapping[str, Any]) -> Endpoint:
+    record = str(document["endpoint_record"]).encode()
+    return records.parse_endpoint(str(document["network"]), str(document["id"]), record)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:

@@ -38,6 +38,7 @@ from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
 from pyvxlan.daemon.dns import NameServers
 from pyvxlan.daemon.errors import DaemonError, NotFoundError
 from pyvxlan.daemon.gc import Collector
+from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
@@ -218,9 +219,14 @@ async def _start(
     )
     store = ClusterStore(await open_store(settings.store))
     stack.push_async_callback(store.close)
-    state = State(store, host)
+    mirror = await Mirror.open(settings.state_dir / "mirror.db", settings.store)
+    stack.push_async_callback(mirror.close)
+    state = State(store, host, mirror)
     stack.push_async_callback(state.close)
-    await state.start({endpoint.network_id for endpoint in local.endpoints.values()})
+    joined = {endpoint.network_id for endpoint in local.endpoints.values()}
+    joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
+    if not await state.start(joined):
+        _say_unread(state, settings.store)
     dataplane = UserspaceDataplane(settings, host.vtep)
     stack.push_async_exit(_Stop(dataplane, local))
     await dataplane.start()
@@ -273,6 +279,28 @@ async def _start(
     app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
+
+
+def _say_unread(state: State, url: str) -> None:
+    """Says what the daemon starts from if the store does not answer."""
+    if state.known:
+        since = state.stale_since
+        log.warning(
+            "store not reached, daemon goes on from its mirror store=%s age_s=%.0f networks=%d "
+            "hosts=%d cause=%s",
+            url,
+            time.monotonic() - since if since is not None else 0,
+            len(state.networks),
+            len(state.hosts),
+            state.stale_reason,
+        )
+    else:
+        log.error(
+            "store never reached, no network is known, tried again store=%s cause=%s: start the "
+            "store, or name another one with --store",
+            url,
+            state.stale_reason or "no answer",
+        )
 
 
 class _Stop:

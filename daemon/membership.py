@@ -31,7 +31,12 @@ from pyvxlan.daemon.state import State
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 8
-RETRY_S = 1.0
+RETRY_S = 0.5
+REGISTER_S = 5.0
+"""How long a start waits for the store to take the registration."""
+CLOSE_S = 2.0
+WARN_AGAIN_S = 60.0
+NO_ANSWER = StoreUnavailableError("the store does not answer")
 
 
 class Membership:
@@ -52,6 +57,13 @@ class Membership:
         self._session: Session | None = None
         self._token: Revision | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._problem = ""
+        self._warned_at = 0.0
+
+    @property
+    def host_id(self) -> str:
+        """Id of the host that is registered."""
+        return self._host.id
 
     @property
     def session(self) -> Session | None:
@@ -75,16 +87,27 @@ class Membership:
             )
         return self._token
 
-    async def register(self) -> None:
-        """Publishes the host and stays registered.
+    @property
+    def problem(self) -> str:
+        """Why this host is not registered, for people; empty if it is."""
+        return self._problem
+
+    async def register(self, *, timeout_s: float = REGISTER_S) -> bool:
+        """Publishes the host and stays registered; tells whether that is done.
+
+        With the store away it goes on trying by itself.
 
         Raises:
             ConflictError: Another host holds this VTEP address.
             InvalidError: The store's schema is newer than this daemon.
-            StoreError: The store did not take it.
         """
-        await self._enrol()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._enrol()
+        except (StoreError, TimeoutError) as error:
+            self._note(error if isinstance(error, StoreError) else NO_ANSWER)
         self._keeper = asyncio.create_task(self._keep(), name="membership")
+        return self._session is not None
 
     async def confirm(self) -> None:
         """Makes sure that this host is registered in the store as it is now.
@@ -120,29 +143,40 @@ class Membership:
         log.info("host withdrawn host=%s", self._host.id)
 
     async def _keep(self) -> None:
-        """Registers again whenever the session is lost or a record of this host is gone."""
-        await self._seen()
+        """Registers, and again whenever the session is lost or a record of this host is gone."""
         while True:
-            session = self._session
-            gone = asyncio.create_task(self._state.wait_for(self._missing, timeout_s=None))
-            lost = asyncio.create_task(session.lost() if session else asyncio.sleep(0))
-            try:
-                await asyncio.wait((gone, lost), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (gone, lost):
-                    task.cancel()
-                await asyncio.gather(gone, lost, return_exceptions=True)
+            if self._session is None:
+                try:
+                    await self._enrol()
+                except DaemonError as error:
+                    self._note(error)
+                    await asyncio.sleep(RETRY_S)
+                    continue
+            await self._seen()
+            await self._ended(self._session)
             self._token = None
             log.warning("host registers again host=%s", self._host.id)
-            try:
-                await self._drop_session()
-                await self._enrol()
-            except DaemonError as error:
-                level = logging.WARNING if error.retry else logging.ERROR
-                log.log(level, "host not registered host=%s cause=%s", self._host.id, error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                await self._seen()
+            await self._drop_session()
+
+    async def _ended(self, session: Session | None) -> None:
+        """Returns when the session is lost or a record of this host is gone."""
+        gone = asyncio.create_task(self._state.wait_for(self._missing, timeout_s=None))
+        lost = asyncio.create_task(session.lost() if session else asyncio.sleep(0))
+        try:
+            await asyncio.wait((gone, lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (gone, lost):
+                task.cancel()
+            await asyncio.gather(gone, lost, return_exceptions=True)
+
+    def _note(self, error: DaemonError) -> None:
+        """Says why this host is not registered: each cause once a minute."""
+        now = time.monotonic()
+        if self._problem == str(error) and now - self._warned_at < WARN_AGAIN_S:
+            return
+        self._problem, self._warned_at = str(error), now
+        level = logging.WARNING if error.retry else logging.ERROR
+        log.log(level, "host not registered yet host=%s cause=%s", self._host.id, error)
 
     async def _seen(self) -> None:
         """Waits until this host's own view shows what it just published."""
@@ -164,11 +198,11 @@ class Membership:
             await self._publish(session)
             alive = await self._store.get(records.alive_key(self._host.id))
         except BaseException:
-            with contextlib.suppress(StoreError):
-                await session.close()
+            await _close(session)
             raise
         self._session = session
         self._token = alive.revision if alive else None
+        self._problem = ""
         log.info(
             "host registered host=%s name=%s vtep=%s",
             self._host.id,
@@ -256,5 +290,11 @@ class Membership:
     async def _drop_session(self) -> None:
         session, self._session, self._token = self._session, None, None
         if session:
-            with contextlib.suppress(StoreError):
-                await session.close()
+            await _close(session)
+
+
+async def _close(session: Session) -> None:
+    """Ends a session; one that the store can't be told of expires by itself."""
+    with contextlib.suppress(StoreError, TimeoutError):
+        async with asyncio.timeout(CLOSE_S):
+            await session.close()

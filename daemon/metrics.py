@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from pyvxlan import DROP_REASONS
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.status import NetworkReading, Reading
+from pyvxlan.daemon.status import STORE_STATES, NetworkReading, Reading
 
 DIRECTIONS = ("egress", "ingress")
 
@@ -99,9 +99,27 @@ def _state_metrics(reading: Reading) -> Iterator[Metric]:
         "How often the daemon had to replace the forwarder since it started.",
         value=reading.forwarder.get("restarts", 0),
     )
-    yield _gauge("store_synced", "1 while this host is in step with the store.", reading.synced)
+    synced = reading.store_state == "synced"
+    yield _gauge("store_synced", "1 while this host is in step with the store.", synced)
+    states = GaugeMetricFamily(
+        "pyvxlan_store_state", "1 for the state of this host's view.", labels=["state"]
+    )
+    for state in STORE_STATES:
+        states.add_metric([state], state == reading.store_state)
+    yield states
     yield _gauge(
         "store_stale_seconds", "How long the store has not answered.", reading.stale_s or 0.0
+    )
+    resyncs = CounterMetricFamily(
+        "pyvxlan_store_resyncs", "Times that a watched prefix was taken up.", labels=["reason"]
+    )
+    for reason, count in sorted(reading.resyncs.items()):
+        resyncs.add_metric([reason], count)
+    yield resyncs
+    yield _gauge(
+        "store_held_records",
+        "Records that the store lacks and that are kept until that is sure.",
+        reading.held,
     )
     yield _gauge(
         "store_session_valid_seconds",

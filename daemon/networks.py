@@ -23,7 +23,6 @@ from pyvxlan.daemon.errors import (
     InvalidError,
     NotFoundError,
     StoreConflictError,
-    StoreError,
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Store, Write
@@ -73,17 +72,25 @@ class Networks:
         self._rng = rng
 
     async def all(self) -> list[Network]:
-        """Reads all networks, by name; from memory while the store is away."""
-        try:
+        """Gives all networks, by name; those that were known last while the store is away."""
+
+        async def stored() -> list[Network]:
             items = await self._store.list(records.NETWORKS)
-        except StoreError:
-            networks = list(self._state.networks.values())
-        else:
-            networks = [network for item in items.values() if (network := _parsed_network(item))]
+            return [network for item in items.values() if (network := _parsed_network(item))]
+
+        networks = await self._state.recall(stored, lambda: list(self._state.networks.values()))
         return sorted(networks, key=lambda network: network.name)
 
+    async def look_up(self, ref: str) -> Network:
+        """Finds a network as `find` does; among those known last while the store is away."""
+
+        async def stored() -> Network:
+            return (await self.find(ref)).network
+
+        return await self._state.recall(stored, lambda: self._remembered(ref))
+
     async def find(self, ref: str) -> Found:
-        """Finds a network by name, id, or a prefix of the id that fits only one.
+        """Finds a network in the store by name, id, or a prefix of the id that fits only one.
 
         Raises:
             NotFoundError: There is none.
@@ -102,16 +109,22 @@ class Networks:
         if records.ID.fullmatch(ref):
             item = await self._store.get(records.network_key(ref))
             fitting = [item] if item else []
-        elif ref and set(ref) <= set("0123456789abcdef"):
+        elif _is_id_prefix(ref):
             fitting = list((await self._store.list(records.network_key(ref))).values())
         else:
             fitting = []
-        if len(fitting) == 1:
-            return found(fitting[0])
-        if fitting:
-            shown = ", ".join(item.key.removeprefix(records.NETWORKS)[:12] for item in fitting)
-            raise ConflictError(f"network id {ref!r} is ambiguous: {shown}; give more digits")
-        raise NotFoundError(f"no network {ref!r}: see pyvxlan network ls")
+        ids = [item.key.removeprefix(records.NETWORKS) for item in fitting]
+        return found(fitting[ids.index(_only(ref, ids))])
+
+    def _remembered(self, ref: str) -> Network:
+        networks = self._state.networks
+        for network in networks.values():
+            if network.name == ref:
+                return network
+        fitting = [id_ for id_ in networks if _is_id_prefix(ref) and id_.startswith(ref)]
+        if not fitting:
+            raise NotFoundError(f"no network {ref!r} was known when the store went away")
+        return networks[_only(ref, fitting)]
 
     async def create(
         self,
@@ -318,6 +331,20 @@ class Networks:
                 ),
             ],
         )
+
+
+def _is_id_prefix(ref: str) -> bool:
+    return bool(ref) and set(ref) <= set("0123456789abcdef")
+
+
+def _only(ref: str, ids: Sequence[str]) -> str:
+    """Gives the only id that a reference fits."""
+    if len(ids) > 1:
+        shown = ", ".join(id_[:12] for id_ in ids)
+        raise ConflictError(f"network id {ref!r} is ambiguous: {shown}; give more digits")
+    if not ids:
+        raise NotFoundError(f"no network {ref!r}: see pyvxlan network ls")
+    return ids[0]
 
 
 def parsed_endpoint(item: Item) -> Endpoint | None:

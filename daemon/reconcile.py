@@ -238,7 +238,7 @@ class Reconciler:
         for here in self._local.endpoints.values():
             nid = here.network_id
             self._state.join(nid)
-            endpoint = self._state.endpoints.get(nid, {}).get(here.id)
+            endpoint = self._state.endpoint(nid, here.id)
             endpoint = endpoint or self._local.records.get(here.id)
             if endpoint is None or not (nid in self._state.networks or nid in self._local.networks):
                 # Neither the store nor our copy tells what to build: what stands may be just that.

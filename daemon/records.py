@@ -43,13 +43,12 @@ GC_LEADER = "gc/leader"
 NETWORKS = "net/"
 HOSTS = "host/"
 ALIVE = "alive/"
+OWNED = "own/"
 MOVE = "move/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
 
-KINDS = frozenset(
-    ("meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep", "ep", "ip", "name", "mac")
-)
+KINDS = frozenset(["meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep", "ep", "own", "ip", "name", "mac"])
 """First parts of the keys that outlive every session: what a copy of the store must hold."""
 BOUND_KINDS = frozenset(("alive", "gc", "move", "check"))
 """First parts of the keys that live with a session, and mean nothing in a copy."""
@@ -102,6 +101,16 @@ def endpoint_key(network_id: str, endpoint_id: str) -> str:
     return f"ep/{network_id}/{endpoint_id}"
 
 
+def owned_prefix(host_id: str) -> str:
+    """Prefix of the list of a host's endpoints."""
+    return f"{OWNED}{host_id}/"
+
+
+def owned_key(endpoint: Endpoint) -> str:
+    """Key that lists an endpoint as its host's, and leads to its record."""
+    return f"{OWNED}{endpoint.host_id}/{endpoint.network_id}/{endpoint.id}"
+
+
 def addresses_prefix(network_id: str) -> str:
     """Prefix of the claims on a network's addresses."""
     return f"ip/{network_id}/"
@@ -132,7 +141,8 @@ def endpoint_claims(endpoint: Endpoint) -> list[str]:
 
     A MAC that follows from the IPv4 address needs no claim of its own: the address covers it.
     """
-    claims = [address_key(endpoint.network_id, address.ip) for address in endpoint.addresses]
+    claims = [owned_key(endpoint)]
+    claims += [address_key(endpoint.network_id, address.ip) for address in endpoint.addresses]
     if endpoint.name:
         claims.append(endpoint_name_key(endpoint.network_id, endpoint.name))
     first = endpoint.addresses[0]

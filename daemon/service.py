@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
@@ -25,9 +26,10 @@ from pyvxlan.daemon.errors import (
     DaemonError,
     InUseError,
     NotFoundError,
-    NotSettledError,
     StoreConflictError,
     StoreError,
+    StoreUnavailableError,
+    StoreUncertainError,
 )
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.local import LocalRecords
@@ -43,6 +45,7 @@ from pyvxlan.daemon.model import (
     Sandbox,
 )
 from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.repair import FENCE_S, Repair
 from pyvxlan.daemon.requests import (
     AttachSpec,
     EndpointSpec,
@@ -66,8 +69,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SETTLE_S = 10.0
-REPAIR_S = 300.0
-REPAIR_RETRY_S = 2.0
 
 
 class HostNet(Protocol):
@@ -120,6 +121,7 @@ class Service:
         settings: Settings,
         host: Host,
         rng: Random | None = None,
+        fence_s: float = FENCE_S,
     ) -> None:
         rng = rng or Random(secrets.randbits(64))  # noqa: S311 - spreads load, guards nothing
         self._state = state
@@ -133,15 +135,34 @@ class Service:
         self._endpoints = Endpoints(
             store, state, host, self._networks, token=membership.token, rng=rng
         )
-        self._created: set[str] = set()
-        """Endpoints that this process knows to have no sandbox yet, or no longer."""
-        self._withdrawn: set[str] = set()
-        """Endpoints whose record shall go, and has not gone yet."""
+        self._repair = Repair(
+            state=state,
+            local=local,
+            membership=membership,
+            networks=self._networks,
+            endpoints=self._endpoints,
+            disconnect=self.leave,
+            fence_s=fence_s,
+        )
 
     @property
     def registry(self) -> Endpoints:
         """The endpoints in the store, for whoever removes those of other hosts."""
         return self._endpoints
+
+    @property
+    def stale_s(self) -> float | None:
+        """For how long the store has not answered; None while answers come from it."""
+        since = self._state.stale_since
+        return None if since is None else time.monotonic() - since
+
+    async def keep(self) -> NoReturn:
+        """Keeps this host's part of the store right; see `Repair`."""
+        await self._repair.keep()
+
+    async def repair(self) -> None:
+        """Compares this host's part of the store once; see `Repair`."""
+        await self._repair.repair()
 
     async def create_network(self, spec: NetworkSpec) -> Network:
         """Creates a network for the whole cluster.
@@ -192,20 +213,28 @@ class Service:
 
     async def find_network(self, ref: str) -> Network:
         """Finds a network by name, id, or unambiguous prefix of the id."""
-        return (await self._networks.find(ref)).network
+        return await self._networks.look_up(ref)
 
     async def endpoints(self, network_ref: str | None = None) -> list[Endpoint]:
-        """Endpoints of one network or of all, on all hosts."""
-        if network_ref is None:
-            return await self._endpoints.all()
-        return await self._endpoints.all((await self.find_network(network_ref)).id)
+        """Endpoints of one network or of all, on all hosts.
+
+        While the store is away, those that were known last: of the networks on this host.
+        """
+        network_id = (await self.find_network(network_ref)).id if network_ref is not None else None
+        found = await self._endpoints.all(network_id)
+        return [endpoint for endpoint in found if endpoint.id not in self._local.withdrawn]
 
     async def find_endpoint(self, ref: str) -> Endpoint:
         """Finds an endpoint by id, unambiguous prefix of it, name, or NAME.NETWORK."""
         return await self._endpoints.find(ref)
 
     async def hosts(self) -> list[HostStatus]:
-        """All hosts, by name."""
+        """All hosts, by name; those that were known last while the store is away."""
+        if not self._state.known:
+            raise StoreUnavailableError(
+                f"store {self._settings.store} was never reached "
+                f"({self._state.stale_reason or 'no answer'}): start it or repair the way to it"
+            )
         hosts = sorted(self._state.hosts.values(), key=lambda host: (host.name, host.id))
         return [
             HostStatus(host, host.id in self._state.alive, host.id == self._host.id)
@@ -215,17 +244,26 @@ class Service:
     async def create_endpoint(self, network_ref: str, spec: EndpointSpec) -> Endpoint:
         """Creates an endpoint of this host in the store; nothing in the kernel yet.
 
+        With the store away, one that was removed meanwhile comes back, if it fits.
+
         Raises:
             InvalidError: A value of the spec is not acceptable.
             ConflictError: The name, address or MAC is taken.
             ExhaustedError: No address is free, or this host's bridge has no free port.
+            StoreError: The store is away, and none fits.
         """
         wish = parse_endpoint_spec(spec)
         network = await self.find_network(network_ref)
         joining.check_bridge(self._local, network)
-        endpoint = await self._endpoints.create(network.id, wish)
-        self._created.add(endpoint.id)
-        return endpoint
+        if revived := await self._repair.revive(network.id, wish):
+            return revived
+        endpoint_id = secrets.token_hex(16)
+        self._repair.unattached[endpoint_id] = network.id
+        try:
+            return await self._endpoints.create(network.id, wish, endpoint_id)
+        except BaseException:
+            self._repair.unattached.pop(endpoint_id, None)
+            raise
 
     async def join(self, endpoint: Endpoint, sandbox: Sandbox, ifname: str = "") -> LocalEndpoint:
         """Connects a sandbox to an endpoint of this host; returns when frames can flow.
@@ -270,17 +308,17 @@ class Service:
             self._local.put(replace(local, gateway_ifname="", gateway_address=None))
             self._local.put(heir)
             self._reconciler.poke(heir.network_id)
-        self._created.add(endpoint_id)
+        self._repair.unattached[endpoint_id] = local.network_id
         self._local.remove(endpoint_id)
         try:
             await self._settle(local.network_id)
         finally:
-            self._leave_network(local.network_id)
+            self._repair.leave_network(local.network_id)
 
     async def delete_endpoint(self, endpoint_id: str) -> None:
         """Disconnects an endpoint of this host if need be, and removes it from the store.
 
-        With the store away, the record is removed as soon as it is back.
+        With the store away, the record goes as soon as it is back.
 
         Raises:
             NotFoundError: There is none.
@@ -294,7 +332,9 @@ class Service:
         except DaemonError as error:
             failures.append(error)
         try:
-            await self._withdraw(endpoint)
+            await self._repair.withdraw(endpoint)
+        except (StoreUnavailableError, StoreUncertainError) as error:
+            log.warning("endpoint withdrawn later endpoint=%s cause=%s", endpoint.id, error)
         except StoreError as error:
             failures.append(error)
         if failures:
@@ -344,92 +384,6 @@ class Service:
             ) from error
         return endpoint
 
-    async def keep(self) -> NoReturn:
-        """Runs `repair` at the start, whenever a record of this host is gone, and now and then."""
-        while True:
-            try:
-                await self.repair()
-            except DaemonError as error:
-                log.warning("records not compared cause=%s", error)
-            with contextlib.suppress(NotSettledError):
-                await self._state.wait_for(lambda: not self._differs(), timeout_s=REPAIR_RETRY_S)
-            with contextlib.suppress(NotSettledError):
-                await self._state.wait_for(self._differs, timeout_s=REPAIR_S)
-
-    async def repair(self) -> None:
-        """Compares this host's own records with the store and puts right what differs.
-
-        Local endpoints that the store has lost are published again if their claims are free;
-        one whose name or address belongs to another by now is fenced: disconnected and reported.
-        Records of this host that belong to no local endpoint are removed.
-
-        Raises:
-            DaemonError: The store did not answer, or a record could not be put right; the others
-                were. Try again later.
-        """
-        await self._membership.confirm()
-        stored = {e.id: e for e in await self._endpoints.all() if e.host_id == self._host.id}
-        failures: list[DaemonError] = []
-        for endpoint_id, endpoint in list(self._local.records.items()):
-            if endpoint_id in self._local.endpoints and endpoint_id not in stored:
-                try:
-                    await self._restore(endpoint)
-                except DaemonError as error:
-                    failures.append(error)
-        for endpoint in stored.values():
-            known = endpoint.id in self._local.endpoints or endpoint.id in self._created
-            if not known or endpoint.id in self._withdrawn:
-                log.warning("endpoint without sandbox removed endpoint=%s", endpoint.id)
-                await self._withdraw(endpoint)
-        if failures:
-            raise failures[0]
-        self._local.remember_cluster(self._membership.cluster)
-
-    def _differs(self) -> bool:
-        return self._state.synced and (
-            bool(self._withdrawn)
-            or any(
-                not self._state.recorded(records.endpoint_key(local.network_id, local.id))
-                for local in self._local.endpoints.values()
-                if local.id in self._local.records and self._state.joined(local.network_id)
-            )
-        )
-
-    async def _restore(self, endpoint: Endpoint) -> None:
-        try:
-            await self._ensure_network(endpoint.network_id)
-            await self._endpoints.restore(endpoint)
-        except (ConflictError, NotFoundError) as error:
-            if endpoint.id not in self._local.endpoints:
-                return
-            log.error(
-                "endpoint fenced endpoint=%s name=%s addresses=%s cause=%s",
-                endpoint.id,
-                endpoint.name,
-                ",".join(map(str, endpoint.addresses)),
-                error,
-            )
-            with contextlib.suppress(DaemonError):
-                await self.leave(endpoint.id)
-        else:
-            log.warning("endpoint restored endpoint=%s name=%s", endpoint.id, endpoint.name)
-
-    async def _ensure_network(self, network_id: str) -> None:
-        """Puts back a network that was lost with its store; one that was removed stays so."""
-        try:
-            await self._networks.find(network_id)
-        except NotFoundError:
-            copy = self._local.networks.get(network_id)
-            if copy is None or self._local.cluster == self._membership.cluster:
-                raise
-            await self._networks.restore(copy)
-
-    async def _withdraw(self, endpoint: Endpoint) -> None:
-        self._withdrawn.add(endpoint.id)
-        await self._endpoints.delete(endpoint)
-        self._withdrawn.discard(endpoint.id)
-        self._created.discard(endpoint.id)
-
     async def _undo_join(self, local: LocalEndpoint) -> None:
         try:
             await self.leave(local.id)
@@ -438,17 +392,13 @@ class Service:
 
     async def _undo_create(self, endpoint: Endpoint) -> None:
         try:
-            await self._withdraw(endpoint)
+            await self._repair.withdraw(endpoint)
         except StoreError as error:
             log.warning("endpoint not withdrawn yet endpoint=%s cause=%s", endpoint.id, error)
 
     async def _settle(self, network_id: str) -> None:
         self._reconciler.poke(network_id)
         await self._reconciler.settled(network_id, SETTLE_S)
-
-    def _leave_network(self, network_id: str) -> None:
-        if all(e.network_id != network_id for e in self._local.endpoints.values()):
-            self._state.leave(network_id)
 
     async def _gateway_subnet(self) -> IPv4Network:
         """Gives the gateway bridge's subnet; chooses it once, then keeps it."""

@@ -1,136 +1,38 @@
 """What the store says, as typed values; tells which networks became dirty.
 
-A watch is the only way in. A `Snapshot` is applied as a difference, so that a resync is the same
-code as a start. While the store is stale, everything stays as it was; a resync that would remove
-more than half of something is held back for a minute (fail-static). Records that are not valid
-are left out, listed in `State.invalid`, and warned of once per value.
+A watch is the only way in, and a start, a change and a resync are one piece of code (`following`).
+What is known is mirrored to this host's disk: a start without the store goes on from there. While
+the store is stale, everything stays as it was. Records that are not valid are left out, listed in
+`State.invalid`, and warned of once per value.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from types import MappingProxyType
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from pyvxlan.daemon import records
-from pyvxlan.daemon.errors import InvalidError, NotSettledError, StoreError
-from pyvxlan.daemon.kv import Event, Item, Live, Put, Removal, Snapshot, Stale, Store
+from pyvxlan.daemon.errors import (
+    InvalidError,
+    NotSettledError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
+from pyvxlan.daemon.following import HOLD_S, SETTLE_S, Follower
+from pyvxlan.daemon.kv import Store
+from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.model import Endpoint, Host, Network
-
-log = logging.getLogger(__name__)
+from pyvxlan.daemon.tables import Table, Watched
 
 T = TypeVar("T")
 EVERYTHING = "*"
 """In the set of dirty networks: compare all of them."""
-RETRY_S = 1.0
-HOLD_S = 60.0
-"""How long a mass removal that a resync brings is held back: time for every host to publish its
-own records again, if the store was lost."""
-
-
-class _Watched(ABC):
-    """How far one watched prefix is known."""
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix
-        self.invalid: dict[str, str] = {}
-        self.held: set[str] = set()
-        """Ids that a snapshot lacks, and that are kept for `HOLD_S` all the same."""
-        self.synced = False
-        self.stale = False
-
-    @abstractmethod
-    def holds(self, id_: str) -> bool:
-        """Whether the store has a valid record of this id."""
-
-
-class _Table(_Watched, Generic[T]):
-    """The records below one watched prefix, by what follows the prefix in their key.
-
-    A `guarded` table does not believe a snapshot at once that takes away most of what it has:
-    rather was the store lost than the overlay.
-    """
-
-    def __init__(
-        self, prefix: str, parse: Callable[[str, bytes], T], *, guarded: bool = True
-    ) -> None:
-        super().__init__(prefix)
-        self.values: dict[str, T] = {}
-        self.version = 0
-        self._parse = parse
-        self._guarded = guarded
-
-    def holds(self, id_: str) -> bool:
-        """Whether the store has a valid record of this id."""
-        return self.synced and id_ in self.values and id_ not in self.held
-
-    def apply(self, event: Event) -> dict[str, tuple[T | None, T | None]]:
-        """Takes in an event; returns what changed as (before, after) by id."""
-        match event:
-            case Snapshot(items):
-                found = self._take_snapshot(items)
-            case Put(item):
-                found = {self._id(item.key): self._read(item)}
-                self.held -= found.keys()
-            case Removal(key):
-                self.invalid.pop(key, None)
-                found = {self._id(key): None}
-                self.held -= found.keys()
-            case Stale() | Live():
-                self.stale = isinstance(event, Stale)
-                return {}
-        return self._change(found)
-
-    def sweep(self) -> dict[str, tuple[T | None, T | None]]:
-        """Removes what was held back and did not return; returns it as `apply` does."""
-        gone, self.held = self.held, set()
-        return self._change(dict.fromkeys(gone))
-
-    def _take_snapshot(self, items: Mapping[str, Item]) -> dict[str, T | None]:
-        guarded = self._guarded and self.synced
-        self.synced, self.stale = True, False
-        self.invalid = {key: why for key, why in self.invalid.items() if key in items}
-        found = {self._id(key): self._read(item) for key, item in items.items()}
-        gone = self.values.keys() - found.keys()
-        if guarded and 2 * len(gone) > len(self.values):
-            self.held = set(gone)
-        else:
-            self.held = set()
-            found |= dict.fromkeys(gone)
-        return found
-
-    def _change(self, found: Mapping[str, T | None]) -> dict[str, tuple[T | None, T | None]]:
-        changes: dict[str, tuple[T | None, T | None]] = {}
-        for id_, after in found.items():
-            before = self.values.get(id_)
-            if after == before:
-                continue
-            changes[id_] = (before, after)
-            if after is None:
-                del self.values[id_]
-            else:
-                self.values[id_] = after
-        self.version += bool(changes)
-        return changes
-
-    def _id(self, key: str) -> str:
-        return key[len(self.prefix) :]
-
-    def _read(self, item: Item) -> T | None:
-        try:
-            value = self._parse(self._id(item.key), item.value)
-        except InvalidError as error:
-            if self.invalid.get(item.key) != str(error):
-                log.warning("store record skipped key=%s cause=%s", item.key, error)
-            self.invalid[item.key] = str(error)
-            return None
-        self.invalid.pop(item.key, None)
-        return value
+START_S = 3.0
+"""How long a start waits for the store before it goes on from the mirror."""
 
 
 class State:
@@ -139,48 +41,68 @@ class State:
     Args:
         store: Where the truth is; stays the caller's to close.
         host: This host; a change to its own record marks every network dirty.
-        hold_s: Seconds for which a mass removal is held back.
+        mirror: What an earlier process knew, and where to note what is known; the caller's too.
+        hold_s: Seconds for which a removal is held back if the store looks lost.
+        settle_s: The same if it does not.
     """
 
-    def __init__(self, store: Store, host: Host, *, hold_s: float = HOLD_S) -> None:
-        self._hold_s = hold_s
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        mirror: Mirror | None = None,
+        *,
+        hold_s: float = HOLD_S,
+        settle_s: float = SETTLE_S,
+    ) -> None:
         self.host = host
         self.dirty = asyncio.Event()
         """Set while `take_dirty` has something to give."""
-        self._store = store
         self._dirty: set[str] = set()
-        self._pulse = asyncio.Event()
-        self._networks = _Table(records.NETWORKS, records.parse_network)
-        self._hosts = _Table(records.HOSTS, records.parse_host)
-        self._alive = _Table(records.ALIVE, _parse_alive, guarded=False)
-        self._config = _Table(
+        self._networks = Table(records.NETWORKS, records.parse_network)
+        self._hosts = Table(records.HOSTS, records.parse_host)
+        self._alive = Table(records.ALIVE, _parse_alive, guarded=False)
+        self._config = Table(
             records.CFG, lambda _, value: records.parse_config(value), guarded=False
         )
-        self._endpoints: dict[str, _Table[Endpoint]] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        self._stale_since: float | None = None
+        self._endpoints: dict[str, Table[Endpoint]] = {}
+        self._departed: set[str] = set()
+        """Networks to leave as soon as the store answers."""
+        self._hold_s = hold_s
+        self._lost_at = float("-inf")
+        """When this host's own record was last missing, on the monotonic clock."""
+        self._follower = Follower(
+            store,
+            mirror,
+            lost=self._looks_lost,
+            hosts=lambda: len(self._hosts.values),
+            live=self._leave_departed,
+            hold_s=hold_s,
+            settle_s=settle_s,
+        )
 
-    async def start(self, networks: Iterable[str] = (), *, timeout_s: float = 15) -> None:
-        """Begins to watch and joins `networks`; returns when all of it was read once.
+    async def start(self, networks: Iterable[str] = (), *, timeout_s: float = START_S) -> bool:
+        """Begins to watch and joins `networks`; tells whether all of it was read in time.
 
-        Raises:
-            NotSettledError: The store did not answer in time.
+        What an earlier process knew is there at once.
         """
-        self._watch(self._networks, self._network_changed)
-        self._watch(self._hosts, self._host_changed)
-        self._watch(self._alive, lambda _id, _before, _after: None)
-        self._watch(self._config, lambda _id, _before, _after: None)
+        follow = self._follower.follow
+        follow(self._networks, self._network_changed, self.mark)
+        follow(self._hosts, self._host_changed, self.mark)
+        follow(self._alive, _ignore, self.mark)
+        follow(self._config, _ignore, self.mark)
         for network_id in networks:
             self.join(network_id)
-        await self.wait_for(lambda: self.synced, timeout_s=timeout_s, what="the store was read")
+        self._follower.drop_others()
+        try:
+            await self.wait_for(lambda: self.synced, timeout_s=timeout_s)
+        except NotSettledError:
+            return False
+        return True
 
     async def close(self) -> None:
         """Ends all watches; what was read stays readable."""
-        tasks = list(self._watches.values())
-        self._watches.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._follower.close()
 
     @property
     def networks(self) -> Mapping[str, Network]:
@@ -210,6 +132,11 @@ class State:
             for network_id, table in self._endpoints.items()
         }
 
+    def endpoint(self, network_id: str, endpoint_id: str) -> Endpoint | None:
+        """One endpoint of a joined network, or None if there is none."""
+        table = self._endpoints.get(network_id)
+        return table.values.get(endpoint_id) if table else None
+
     def version(self, network_id: str) -> int:
         """A number that changes with the endpoints of a joined network; 0 if it is not joined."""
         table = self._endpoints.get(network_id)
@@ -218,17 +145,38 @@ class State:
     @property
     def invalid(self) -> Mapping[str, str]:
         """Keys whose records were left out, with the reason."""
-        return {key: why for table in self._tables() for key, why in table.invalid.items()}
+        return {key: why for table in self._tables for key, why in table.invalid.items()}
+
+    @property
+    def held(self) -> int:
+        """How many records the store lacks that are kept until that is sure."""
+        return sum(len(table.held) for table in self._tables)
+
+    @property
+    def known(self) -> bool:
+        """Whether the cluster's networks and hosts were read, by this process or one before."""
+        base = (self._networks, self._hosts, self._alive, self._config)
+        return all(table.known for table in base)
 
     @property
     def synced(self) -> bool:
         """Whether everything watched was read and the store answers."""
-        return all(table.synced and not table.stale for table in self._tables())
+        return self._follower.synced
 
     @property
     def stale_since(self) -> float | None:
-        """When the store stopped answering, on the monotonic clock; None while it answers."""
-        return self._stale_since
+        """Since when this may be out of date, on the monotonic clock; None while it is not."""
+        return self._follower.stale_since
+
+    @property
+    def stale_reason(self) -> str:
+        """Why the store does not answer, as far as is known."""
+        return self._follower.stale_reason
+
+    @property
+    def resyncs(self) -> Mapping[str, int]:
+        """How often a prefix was taken up again, by reason (`following.REASONS`)."""
+        return self._follower.resyncs
 
     def recorded(self, key: str) -> bool:
         """Whether the store has a valid record under a watched key, as far as is known.
@@ -238,33 +186,39 @@ class State:
         """
         return any(
             table.holds(key.removeprefix(table.prefix))
-            for table in self._tables()
+            for table in self._tables
             if key.startswith(table.prefix)
         )
 
     def joined(self, network_id: str) -> bool:
-        """Whether the endpoints of a network are watched and were read."""
+        """Whether the endpoints of a network are watched and known."""
         table = self._endpoints.get(network_id)
-        return table is not None and table.synced
+        return table is not None and table.known
 
     def join(self, network_id: str) -> None:
         """Begins to watch a network's endpoints; does nothing if it does already.
 
         The network becomes dirty when they were read; `joined` tells.
         """
+        self._departed.discard(network_id)
         if network_id in self._endpoints:
             return
-        table = _Table(
+        table = Table(
             records.endpoints_prefix(network_id), partial(records.parse_endpoint, network_id)
         )
         self._endpoints[network_id] = table
-        self._watch(table, lambda _id, _before, _after: self.mark(network_id), first=network_id)
+        mark = partial(self.mark, network_id)
+        self._follower.follow(table, lambda _id, _before, _after: mark(), mark)
 
     def leave(self, network_id: str) -> None:
-        """Stops watching a network's endpoints and forgets them."""
-        table = self._endpoints.pop(network_id, None)
-        if table and (task := self._watches.pop(table.prefix, None)):
-            task.cancel()
+        """Stops watching a network's endpoints and forgets them.
+
+        While the store is away they are kept, since they could not be read again.
+        """
+        if self.stale_since is not None:
+            self._departed.add(network_id)
+        elif table := self._endpoints.pop(network_id, None):
+            self._follower.drop(table.prefix)
             self.mark(network_id)
 
     def mark(self, network_id: str = EVERYTHING) -> None:
@@ -290,105 +244,56 @@ class State:
         Raises:
             NotSettledError: Not within `timeout_s`; the message says `what`.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                while not predicate():
-                    await self._pulse.wait()
-        except TimeoutError as error:
-            raise NotSettledError(
-                f"not within {timeout_s:g} s: {what}; is the store reachable? See pyvxlan status"
-            ) from error
+        await self._follower.wait_for(predicate, timeout_s=timeout_s, what=what)
 
-    def _tables(self) -> list[_Watched]:
-        base = (self._networks, self._hosts, self._alive, self._config)
-        return [*base, *self._endpoints.values()]
+    async def recall(self, fresh: Callable[[], Awaitable[T]], remembered: Callable[[], T]) -> T:
+        """Gives what the store says now, or what is remembered if it does not answer.
 
-    def _watch(
-        self,
-        table: _Table[T],
-        changed: Callable[[str, T | None, T | None], None],
-        *,
-        first: str = EVERYTHING,
-    ) -> None:
-        self._watches[table.prefix] = asyncio.create_task(
-            self._follow(table, changed, first), name=f"watch {table.prefix}"
-        )
-
-    async def _follow(
-        self,
-        table: _Table[T],
-        changed: Callable[[str, T | None, T | None], None],
-        first: str,
-    ) -> None:
-        while True:
-            sweep: asyncio.TimerHandle | None = None
+        Raises:
+            StoreError: It does not answer, and there is nothing to remember.
+        """
+        if self.stale_since is None or not self.known:
             try:
-                async for event in self._store.watch(table.prefix):
-                    was_synced = table.synced
-                    for id_, (before, after) in table.apply(event).items():
-                        changed(id_, before, after)
-                    if table.synced and not was_synced:
-                        self.mark(first)
-                    if not table.held:
-                        _cancel(sweep)
-                    elif (
-                        sweep is None
-                        or sweep.cancelled()
-                        or sweep.when() <= asyncio.get_running_loop().time()
-                    ):
-                        sweep = self._hold(table, changed)
-                    self._note(event)
-                return
-            except StoreError as error:
-                table.stale = True
-                self._note(Stale(str(error)))
-                await asyncio.sleep(RETRY_S)
-            finally:
-                _cancel(sweep)
+                return await fresh()
+            except (StoreUnavailableError, StoreUncertainError):
+                if not self.known:
+                    raise
+        return remembered()
 
-    def _hold(
-        self, table: _Table[T], changed: Callable[[str, T | None, T | None], None]
-    ) -> asyncio.TimerHandle:
-        log.error(
-            "mass removal held back prefix=%s records=%d hold_s=%g",
-            table.prefix,
-            len(table.held),
-            self._hold_s,
-        )
+    def check(self) -> None:
+        """Lists everything anew, now: the store may be another one than it was."""
+        self._follower.check()
 
-        def sweep() -> None:
-            for id_, (before, after) in table.sweep().items():
-                changed(id_, before, after)
-            self._note(Live())
+    @property
+    def _tables(self) -> Sequence[Watched]:
+        return self._follower.tables
 
-        return asyncio.get_running_loop().call_later(self._hold_s, sweep)
+    def _looks_lost(self) -> bool:
+        """Whether the store lacked this host's own record of late."""
+        if self.host.id in self._hosts.held:
+            self._lost_at = time.monotonic()
+        return time.monotonic() - self._lost_at < self._hold_s
 
-    def _note(self, event: Event) -> None:
-        stale = any(table.stale for table in self._tables())
-        if stale and self._stale_since is None:
-            self._stale_since = time.monotonic()
-            reason = event.reason if isinstance(event, Stale) else ""
-            log.warning("store stale cause=%s", reason)
-        elif not stale and self._stale_since is not None:
-            log.info("store live stale_s=%.1f", time.monotonic() - self._stale_since)
-            self._stale_since = None
-        self._pulse.set()
-        self._pulse = asyncio.Event()
+    def _leave_departed(self) -> None:
+        departed, self._departed = self._departed, set()
+        for network_id in departed:
+            self.leave(network_id)
 
     def _network_changed(self, id_: str, _before: Network | None, _after: Network | None) -> None:
         self.mark(id_)
 
-    def _host_changed(self, id_: str, _before: Host | None, _after: Host | None) -> None:
+    def _host_changed(self, id_: str, before: Host | None, after: Host | None) -> None:
         if id_ == self.host.id:
+            if before == self.host != after:
+                self._lost_at = time.monotonic()
             self.mark()
         for network_id, table in self._endpoints.items():
             if any(endpoint.host_id == id_ for endpoint in table.values.values()):
                 self.mark(network_id)
 
 
-def _cancel(timer: asyncio.TimerHandle | None) -> None:
-    if timer:
-        timer.cancel()
+def _ignore(_id: str, _before: object, _after: object) -> None:
+    """Takes note of a change that nothing follows from."""
 
 
 def _parse_alive(host_id: str, _value: bytes) -> str:

@@ -12,6 +12,7 @@ from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import Dataplane
 from pyvxlan.daemon.documents import Document, host_document
 from pyvxlan.daemon.errors import DataplaneError
+from pyvxlan.daemon.following import REASONS
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.state import State
@@ -24,6 +25,8 @@ COUNTERS = (
     "flood_frames",
     "replies",
 )
+STORE_STATES = ("init", "synced", "stale")
+"""Never read; in step; what was known last."""
 FORWARDER_FACTS = ("pid", "workers", "restarts")
 UNDERLAY_COUNTERS = tuple(
     f"{direction}_{what}"
@@ -99,8 +102,11 @@ class Reading:
     hosts_down: int
     repairs: int
     problems: tuple[str, ...]
-    synced: bool
+    store_state: str
+    """One of `STORE_STATES`."""
     stale_s: float | None
+    resyncs: Mapping[str, int]
+    held: int
     session_valid_s: float
     invalid: Mapping[str, str]
     names_served: int
@@ -154,8 +160,10 @@ class Status:
             hosts_down=len(state.hosts.keys() - state.alive),
             repairs=self._progress.repairs,
             problems=tuple(self._progress.problems()),
-            synced=state.synced,
+            store_state=self._store_state(),
             stale_s=None if state.stale_since is None else now - state.stale_since,
+            resyncs={reason: state.resyncs.get(reason, 0) for reason in REASONS},
+            held=state.held,
             session_valid_s=self._membership.session_valid_s,
             invalid=dict(state.invalid),
             names_served=self._names.serving,
@@ -177,8 +185,14 @@ class Status:
             "host": host_document(host, alive=host.id in self._state.alive, is_self=True),
             "store": {
                 "url": self._settings.store,
-                "synced": reading.synced,
+                "cluster": self._membership.cluster,
+                "state": reading.store_state,
+                "synced": reading.store_state == "synced",
                 "stale_s": None if reading.stale_s is None else round(reading.stale_s, 3),
+                "cause": self._state.stale_reason,
+                "problem": self._membership.problem,
+                "held": reading.held,
+                "resyncs": dict(reading.resyncs),
                 "session_valid_s": round(reading.session_valid_s, 3),
                 "invalid": reading.invalid,
             },
@@ -211,6 +225,11 @@ class Status:
                 for network in reading.networks
             ],
         }
+
+    def _store_state(self) -> str:
+        if self._state.synced:
+            return "synced"
+        return "stale" if self._state.known else "init"
 
     def _networks(self, traffic: Mapping[int, Mapping[str, Any]]) -> list[NetworkReading]:
         local = self._local

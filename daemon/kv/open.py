@@ -8,6 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from pyvxlan.daemon.errors import ConfigError
+from pyvxlan.daemon.kv.bounded import BoundedStore
 from pyvxlan.daemon.kv.embedded import EmbeddedStore
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.store import Store
@@ -36,8 +37,8 @@ async def open_store(text: str) -> Store:
     if url.kind == "memory":
         return MemoryStore()
     if url.path is not None:
-        return await EmbeddedStore.open(url.path)
-    return await _open_remote(url)
+        return BoundedStore(await EmbeddedStore.open(url.path), str(url.path))
+    return BoundedStore(await _open_remote(url), str(url))
 
 
 async def _open_remote(url: StoreUrl) -> Store:

@@ -103,6 +103,18 @@ def parse_url(text: str) -> StoreUrl:
     )
 
 
+def same_store(one: StoreUrl, other: StoreUrl) -> bool:
+    """Tells whether two URLs lead to the same data: members may come and go, not all at once."""
+    if one.path or other.path or one.text == other.text:
+        return (one.path, one.kind) == (other.path, other.kind)
+    kinds = {one.kind.partition("+")[0], other.kind.partition("+")[0]}
+    return (
+        len(kinds) == 1
+        and one.prefix == other.prefix
+        and bool(set(one.members) & set(other.members))
+    )
+
+
 def sqlite_path(url: str) -> Path:
     """Reads the path out of `sqlite:////path` or `sqlite:///path`; both mean `/path`.
 

@@ -93,7 +93,7 @@ def _read(parsed: Parsed, key: str, value: bytes) -> None:
         case "ep":
             network_id, _, endpoint_id = rest.partition("/")
             parsed.endpoints[endpoint_id] = records.parse_endpoint(network_id, endpoint_id, value)
-        case "netname" | "vni" | "vtep" | "ip" | "name" | "mac":
+        case "netname" | "vni" | "vtep" | "own" | "ip" | "name" | "mac":
             parsed.claims[key] = records.parse_claim(value)
         case "pools":
             parsed.pools = records.parse_pools(value).used

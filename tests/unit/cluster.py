@@ -11,6 +11,7 @@ from random import Random
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import NotFoundError
 from pyvxlan.daemon.kv.memory import MemoryStore
+from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Address, Cidr, Host, Sandbox
@@ -71,7 +72,9 @@ class MemoryReconciler:
 class Node:
     """One host."""
 
-    def __init__(self, store: MemoryStore, directory: Path, number: int, seed: int = 0) -> None:
+    def __init__(
+        self, store: MemoryStore, mirror: Mirror, net: MemoryNet, directory: Path, number: int
+    ) -> None:
         self.store = store
         self.local = LocalRecords(directory)
         self.host = Host(
@@ -82,9 +85,10 @@ class Node:
             incarnation=f"{number:032x}",
             version="0.1.0",
         )
-        self.state = State(store, self.host, hold_s=30)
+        self.mirror = mirror
+        self.state = State(store, self.host, mirror, hold_s=30, settle_s=1)
         self.membership = Membership(store, self.state, self.host)
-        self.net = MemoryNet()
+        self.net = net
         self.reconciler = MemoryReconciler()
         self.service = Service(
             store=store,
@@ -95,13 +99,17 @@ class Node:
             net=self.net,
             settings=Settings(),
             host=self.host,
-            rng=Random(seed or number),
+            rng=Random(number),
+            fence_s=0,
         )
 
     async def start(self) -> None:
-        await self.state.start({e.network_id for e in self.local.endpoints.values()})
-        await self.membership.register()
-        await self.until(lambda: self.host.id in self.state.alive)
+        kept = [*self.local.endpoints.values(), *self.local.withdrawn.values()]
+        if await self.state.start({e.network_id for e in kept}, timeout_s=0.2):
+            await self.membership.register()
+            await self.until(lambda: self.host.id in self.state.alive)
+        else:
+            await self.membership.register(timeout_s=0.05)
 
     async def stop(self, *, crash: bool = False) -> None:
         """Ends the daemon; after a crash its session is left to expire."""
@@ -111,6 +119,7 @@ class Node:
         elif not crash:
             await self.membership.close()
         await self.state.close()
+        await self.mirror.close()
         self.local.close()
         await self.store.close()
 
@@ -128,9 +137,18 @@ class Cluster:
         self.time_s = 1000.0
         self.store = MemoryStore(clock=lambda: self.time_s, tick_s=0.02)
         self.nodes: list[Node] = []
+        self.nets: dict[Path, MemoryNet] = {}
+        """The kernels of the hosts, by directory: they outlive the daemons."""
 
-    async def start(self, number: int, *, fresh: str = "") -> Node:
-        node = Node(self.store.peer(), self.directory / f"host{number}{fresh}", number)
+    async def start(self, number: int, *, fresh: str = "", away: str = "") -> Node:
+        """Starts a host's daemon; with `away`, its store does not answer, for that reason."""
+        store, directory = self.store.peer(), self.directory / f"host{number}{fresh}"
+        directory.mkdir(parents=True, exist_ok=True)
+        if away:
+            store.lose(away)
+        mirror = await Mirror.open(directory / "mirror.db", "memory:")
+        net = self.nets.setdefault(directory, MemoryNet())
+        node = Node(store, mirror, net, directory, number)
         self.nodes.append(node)
         await node.start()
         return node

@@ -362,8 +362,12 @@ STATUS: dict[str, Any] = {
     "host": {"id": "a" * 32, "name": "h1", "vtep": "fd98::1", "port": 4789},
     "store": {
         "url": "sqlite:///s.db",
+        "state": "stale",
         "synced": False,
         "stale_s": 5.0,
+        "cause": "cut",
+        "problem": "no session",
+        "held": 3,
         "invalid": {"net/x": "is not JSON"},
     },
     "forwarder": {"up": True, "pid": 8, "workers": 2},
@@ -393,11 +397,13 @@ def test_status_is_a_page_for_people() -> None:
     assert cli_format.status_text(STATUS) == (
         "daemon:         0.1.0, pid 7, up 1 h 2 min\n"
         "host:           h1 (aaaaaaaaaaaa), VTEP [fd98::1]:4789\n"
-        "store:          sqlite:///s.db, not reachable for 5 s\n"
+        "store:          sqlite:///s.db, not reachable for 5 s, shown is what was known: cut\n"
         "forwarder:      pid 8, 2 workers\n"
         "endpoints:      1 on this host, names for 1\n"
         "repairs:        4\n"
         "metrics:        off\n"
+        "held back:      3 records that the store lacks\n"
+        "problem:        not registered: no session\n"
         "problem:        could not make eth0\n"
         "invalid record: net/x: is not JSON\n"
         "\n"

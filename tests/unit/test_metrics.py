@@ -55,7 +55,9 @@ READING = Reading(
     hosts_down=1,
     repairs=11,
     problems=("one", "two"),
-    synced=True,
+    store_state="synced",
+    resyncs={"start": 6, "resume": 0, "gap": 0, "check": 1},
+    held=0,
     stale_s=None,
     session_valid_s=12.5,
     invalid={"net/x": "not JSON"},
@@ -114,6 +116,12 @@ async def test_reading_becomes_samples() -> None:
         "reconcile_problems": 2,
         "store_synced": 1,
         "store_stale_seconds": 0,
+        "store_state/init": 0,
+        "store_state/synced": 1,
+        "store_state/stale": 0,
+        "store_resyncs_total/start": 6,
+        "store_resyncs_total/check": 1,
+        "store_held_records": 0,
         "store_session_valid_seconds": 12.5,
         "store_invalid_records": 1,
         "dns_queries_total/answered": 13,
@@ -132,7 +140,7 @@ async def test_every_reason_of_a_drop_is_there_from_the_start() -> None:
 
 
 async def test_forwarder_that_is_gone_is_told() -> None:
-    found = await samples(replace(READING, forwarder={}, stale_s=3.0, synced=False))
+    found = await samples(replace(READING, forwarder={}, stale_s=3.0, store_state="stale"))
     assert found["forwarder_up"] == 0
     assert found["store_synced"] == 0
     assert found["store_stale_seconds"] == 3

@@ -56,7 +56,7 @@ async def store() -> AsyncIterator[MemoryStore]:
 
 @pytest.fixture
 async def state(store: MemoryStore) -> AsyncIterator[State]:
-    made = State(store, HOST, hold_s=0.2)
+    made = State(store, HOST, hold_s=0.3, settle_s=0.1)
     yield made
     await made.close()
 
@@ -213,7 +213,10 @@ async def test_waiting_in_vain_is_an_error_that_says_for_what(state: State) -> N
         await state.wait_for(lambda: False, timeout_s=0.01, what="the moon is blue")
 
 
-async def test_store_that_never_answers_is_an_error(store: MemoryStore, state: State) -> None:
-    store.lose()
-    with pytest.raises(NotSettledError):
-        await state.start(timeout_s=0.05)
+async def test_store_that_never_answers_is_told(store: MemoryStore, state: State) -> None:
+    store.lose("cable cut")
+    assert not await state.start(timeout_s=0.05)
+    assert not state.known
+    assert state.stale_reason == "cable cut"
+    store.recover()
+    await state.wait_for(lambda: state.synced)

@@ -1,0 +1,269 @@
+"""Puts right what the store says of this host: its endpoints there are those that are here.
+
+Whatever befell the store - an outage, an old copy, all of it lost - the same comparison heals it:
+an endpoint that is here and not there is published again under the conditions of its creation; one
+that is there and not here is withdrawn. Nothing that another host owns is ever touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import NoReturn
+
+from pyvxlan.daemon import records
+from pyvxlan.daemon.endpoints import Endpoints
+from pyvxlan.daemon.errors import (
+    ConflictError,
+    DaemonError,
+    NotFoundError,
+    NotSettledError,
+)
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import Endpoint
+from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.requests import EndpointWish
+from pyvxlan.daemon.state import State
+
+log = logging.getLogger(__name__)
+
+COMPARE_S = 300.0
+"""How often everything is compared without a reason."""
+PAUSE_S = 0.3
+"""Between two comparisons, whatever the reasons."""
+FENCE_S = 4.0
+"""How long a claim must be another's before its former owner gives way: an old copy of the store
+may show owners that are about to withdraw."""
+
+
+class Repair:
+    """Keeps this host's part of the store as it should be.
+
+    Args:
+        state: Tells when to compare.
+        local: What is here.
+        membership: Only a registered host may write.
+        networks: The networks in the store.
+        endpoints: The endpoints in the store.
+        disconnect: Takes an endpoint from its sandbox.
+        fence_s: Seconds for which a claim must be another's before its endpoint is fenced.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: State,
+        local: LocalRecords,
+        membership: Membership,
+        networks: Networks,
+        endpoints: Endpoints,
+        disconnect: Callable[[str], Awaitable[None]],
+        fence_s: float = FENCE_S,
+    ) -> None:
+        self.unattached: dict[str, str] = {}
+        """Endpoints that this process knows to have no sandbox yet, or no longer, with their
+        networks."""
+        self._state = state
+        self._local = local
+        self._membership = membership
+        self._networks = networks
+        self._endpoints = endpoints
+        self._disconnect = disconnect
+        self._fence_s = fence_s
+        self._fencing: dict[str, float] = {}
+        """Since when claims of endpoints are another's, on the monotonic clock."""
+        self._compared = 0
+        """Resyncs of the state that were there at the last comparison."""
+
+    async def keep(self) -> NoReturn:
+        """Runs `repair` at the start, whenever there is a reason to, and now and then."""
+        while True:
+            try:
+                await self.repair()
+            except DaemonError as error:
+                log.warning("records not compared cause=%s", error)
+            await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(NotSettledError):
+                await self._state.wait_for(self._due, timeout_s=COMPARE_S)
+
+    async def repair(self) -> None:
+        """Compares this host's own records with the store and puts right what differs.
+
+        Local endpoints that the store has lost are published again if their claims are free;
+        one whose name or address belongs to another by now is fenced: disconnected and reported.
+        Records of this host that belong to no local endpoint are removed.
+
+        Raises:
+            DaemonError: The store did not answer, or a record could not be put right; the others
+                were. Try again later.
+        """
+        resyncs = self._resyncs()
+        await self._membership.confirm()
+        stored = await self._endpoints.owned(self._membership.host_id)
+        failures: list[DaemonError] = []
+        for endpoint_id, endpoint in list(self._local.records.items()):
+            recorded = endpoint_id in stored and self._shown(endpoint)
+            if endpoint_id in self._local.endpoints and not recorded:
+                try:
+                    await self._restore(endpoint)
+                except DaemonError as error:
+                    failures.append(error)
+        for endpoint in self._outdated():
+            await self._endpoints.revise(endpoint)
+        self._fencing = {id_: at for id_, at in self._fencing.items() if id_ not in stored}
+        for endpoint_id in self._local.withdrawn.keys() - stored.keys():
+            network_id = self._local.withdrawn[endpoint_id].network_id
+            self._local.forget_withdrawn(endpoint_id)
+            self.leave_network(network_id)
+        for endpoint_id, network_id in stored.items():
+            if self._superfluous(endpoint_id):
+                log.warning("endpoint without sandbox removed endpoint=%s", endpoint_id)
+                await self._remove(network_id, endpoint_id)
+        if failures:
+            raise failures[0]
+        self._local.remember_cluster(self._membership.cluster)
+        self._compared = resyncs
+
+    async def withdraw(self, endpoint: Endpoint) -> None:
+        """Removes an endpoint of this host from the store, now or as soon as it answers.
+
+        Raises:
+            StoreError: Not now.
+        """
+        self._local.withdraw(endpoint)
+        await self._endpoints.delete(endpoint)
+        self._local.forget_withdrawn(endpoint.id)
+        self.unattached.pop(endpoint.id, None)
+        self.leave_network(endpoint.network_id)
+
+    def leave_network(self, network_id: str) -> None:
+        """Stops watching a network if this host has nothing in it, neither here nor there."""
+        local = self._local
+        here = {one.network_id for one in local.endpoints.values()}
+        here |= {one.network_id for one in local.withdrawn.values()}
+        if network_id not in here | set(self.unattached.values()):
+            self._state.leave(network_id)
+
+    async def revive(self, network_id: str, wish: EndpointWish) -> Endpoint | None:
+        """Takes an endpoint back that shall go, and could not yet, for a wish that it fits.
+
+        That is how a container keeps its address when it restarts while the store is away. With
+        the store there, the endpoint goes now and there is none to take back.
+        """
+        for endpoint in self._local.withdrawn.values():
+            key = records.endpoint_key(endpoint.network_id, endpoint.id)
+            if endpoint.network_id != network_id or not _fits(endpoint, wish):
+                continue
+            if self._state.stale_since is None or not self._state.recorded(key):
+                await self.withdraw(endpoint)
+                return None
+            self._local.forget_withdrawn(endpoint.id)
+            self.unattached[endpoint.id] = endpoint.network_id
+            log.info("endpoint revived endpoint=%s name=%s", endpoint.id, endpoint.name)
+            return replace(
+                endpoint,
+                aliases=wish.aliases,
+                hostname=wish.hostname,
+                container_id=wish.container_id,
+            )
+        return None
+
+    def _shown(self, endpoint: Endpoint) -> bool:
+        """Whether the store has an endpoint's record, as far as is known."""
+        key = records.endpoint_key(endpoint.network_id, endpoint.id)
+        return not self._state.joined(endpoint.network_id) or self._state.recorded(key)
+
+    def _outdated(self) -> list[Endpoint]:
+        """Local endpoints of which the store says something else: they were revived."""
+        return [
+            endpoint
+            for endpoint in self._local.records.values()
+            if (shown := self._state.endpoint(endpoint.network_id, endpoint.id))
+            and shown != endpoint
+            and endpoint.id in self._local.endpoints
+        ]
+
+    def _superfluous(self, endpoint_id: str) -> bool:
+        known = endpoint_id in self._local.endpoints or endpoint_id in self.unattached
+        return not known or endpoint_id in self._local.withdrawn
+
+    async def _remove(self, network_id: str, endpoint_id: str) -> None:
+        endpoint = self._local.withdrawn.get(endpoint_id)
+        endpoint = endpoint or await self._endpoints.read(network_id, endpoint_id)
+        if endpoint:
+            await self.withdraw(endpoint)
+
+    def _due(self) -> bool:
+        """Whether there is a reason to compare."""
+        state = self._state
+        if not state.synced:
+            return False
+        return (
+            self._compared != self._resyncs()
+            or bool(self._local.withdrawn)
+            or bool(self._outdated())
+            or any(
+                id_ in self._local.endpoints and not self._shown(endpoint)
+                for id_, endpoint in self._local.records.items()
+            )
+        )
+
+    def _resyncs(self) -> int:
+        return sum(self._state.resyncs.values())
+
+    async def _restore(self, endpoint: Endpoint) -> None:
+        if await self._endpoints.confirm(endpoint):
+            return
+        try:
+            await self._ensure_network(endpoint.network_id)
+            await self._endpoints.restore(endpoint)
+        except (ConflictError, NotFoundError) as error:
+            since = self._fencing.setdefault(endpoint.id, time.monotonic())
+            if time.monotonic() - since < self._fence_s:
+                raise
+            await self._fence(endpoint, error)
+        else:
+            log.warning("endpoint restored endpoint=%s name=%s", endpoint.id, endpoint.name)
+
+    async def _fence(self, endpoint: Endpoint, cause: DaemonError) -> None:
+        self._fencing.pop(endpoint.id, None)
+        if endpoint.id not in self._local.endpoints:
+            return
+        log.error(
+            "endpoint fenced endpoint=%s name=%s addresses=%s cause=%s",
+            endpoint.id,
+            endpoint.name,
+            ",".join(map(str, endpoint.addresses)),
+            cause,
+        )
+        with contextlib.suppress(DaemonError):
+            await self._disconnect(endpoint.id)
+
+    async def _ensure_network(self, network_id: str) -> None:
+        """Puts back a network that was lost with its store; one that was removed stays so."""
+        try:
+            await self._networks.find(network_id)
+        except NotFoundError:
+            copy = self._local.networks.get(network_id)
+            if copy is None or self._local.cluster == self._membership.cluster:
+                raise
+            await self._networks.restore(copy)
+
+
+def _fits(endpoint: Endpoint, wish: EndpointWish) -> bool:
+    """Whether an endpoint has the name and the addresses that are wished for."""
+    addresses = {str(address.ip) for address in endpoint.addresses}
+    return (
+        endpoint.name == wish.name
+        and {wish.ip, wish.ip6} - {""} <= addresses
+        and (endpoint.mac == wish.mac if wish.mac else _has_derived_mac(endpoint))
+    )
+
+
+def _has_derived_mac(endpoint: Endpoint) -> bool:
+    return any(endpoint.mac == records.derived_mac(address) for address in endpoint.addresses)

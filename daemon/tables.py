@@ -1,0 +1,150 @@
+"""What is known of the records below one watched prefix; pure.
+
+A `Snapshot` is applied as a difference. What it lacks is not believed to be gone at once: rather
+was the store lost, or put back from an old copy, than the overlay. Such records are held, and only
+go when a later snapshot lacks them too. A removal that the watch itself tells is believed.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeAlias, TypeVar
+
+from pyvxlan.daemon.errors import InvalidError
+from pyvxlan.daemon.kv import Event, Live, Put, Removal, Snapshot, Stale
+from pyvxlan.daemon.kv.store import Revision
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Changes: TypeAlias = Mapping[str, tuple[T | None, T | None]]
+"""What changed, as (before, after) by id."""
+SMALL = 4
+"""Up to so many records, losing most of them is an ordinary thing."""
+
+
+class Watched(ABC):
+    """How far one watched prefix is known."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.invalid: dict[str, str] = {}
+        """Keys of records that are not valid, with the reason."""
+        self.held: set[str] = set()
+        """Ids that the last snapshot lacked and that are kept all the same."""
+        self.mass = False
+        """Whether what is held is most of a table that is not small."""
+        self.doubted: set[str] = set()
+        """Ids that go if the next snapshot lacks them again."""
+        self.known = False
+        """Whether there is something to go by: it was read, now or by an earlier process."""
+        self.stale = False
+        """Whether the store may say something else by now."""
+        self.revision: Revision | None = None
+        """Where a watch can go on from."""
+
+    @property
+    def fresh(self) -> bool:
+        """Whether this is what the store says now."""
+        return self.known and not self.stale
+
+    @abstractmethod
+    def holds(self, id_: str) -> bool:
+        """Whether the store has a valid record of this id, as far as is known."""
+
+
+class Table(Watched, Generic[T]):
+    """The records below one watched prefix, by what follows the prefix in their key.
+
+    Args:
+        prefix: Ends with a slash, or is a whole key.
+        parse: Reads a record from its id and value, or raises `InvalidError`.
+        guarded: Whether records that a snapshot lacks are held at first.
+    """
+
+    def __init__(
+        self, prefix: str, parse: Callable[[str, bytes], T], *, guarded: bool = True
+    ) -> None:
+        super().__init__(prefix)
+        self.values: dict[str, T] = {}
+        self.version = 0
+        """Changes with `values`."""
+        self._parse = parse
+        self._guarded = guarded
+
+    def holds(self, id_: str) -> bool:
+        """Whether the store has a valid record of this id, as far as is known."""
+        return self.known and id_ in self.values and id_ not in self.held
+
+    def restore(self, items: Mapping[str, bytes], revision: Revision | None) -> Changes[T]:
+        """Takes what an earlier process knew, by key; stale until the store tells more."""
+        self.known, self.stale, self.revision = True, True, revision
+        return self._change({self._id(key): self._read(key, items[key]) for key in items})
+
+    def apply(self, event: Event) -> Changes[T]:
+        """Takes in an event; tells what changed."""
+        match event:
+            case Snapshot(items, revision):
+                found = self._take_snapshot({key: item.value for key, item in items.items()})
+                self.revision = revision or None
+            case Put(item):
+                found = {self._id(item.key): self._read(item.key, item.value)}
+                self._advance(item.revision)
+                self.held -= found.keys()
+            case Removal(key, revision):
+                self.invalid.pop(key, None)
+                found = {self._id(key): None}
+                self._advance(revision)
+                self.held -= found.keys()
+            case Stale():
+                self.stale, self.doubted = True, set()
+                return {}
+            case Live():
+                self.stale = False
+                return {}
+        return self._change(found)
+
+    def _take_snapshot(self, items: Mapping[str, bytes]) -> dict[str, T | None]:
+        self.invalid = {key: why for key, why in self.invalid.items() if key in items}
+        found = {self._id(key): self._read(key, value) for key, value in items.items()}
+        gone = self.values.keys() - found.keys()
+        self.held = gone - self.doubted if self._guarded and self.known else set()
+        self.doubted = set()
+        self.mass = len(self.values) > SMALL and 2 * len(self.held) > len(self.values)
+        self.known, self.stale = True, False
+        return found | dict.fromkeys(gone - self.held)
+
+    def _advance(self, revision: Revision) -> None:
+        """Notes how far the watch has come, in a store that can go on from there."""
+        if self.revision is not None:
+            self.revision = revision
+
+    def _change(self, found: Mapping[str, T | None]) -> Changes[T]:
+        changes: dict[str, tuple[T | None, T | None]] = {}
+        for id_, after in found.items():
+            before = self.values.get(id_)
+            if after == before:
+                continue
+            changes[id_] = (before, after)
+            if after is None:
+                del self.values[id_]
+            else:
+                self.values[id_] = after
+        self.version += bool(changes)
+        return changes
+
+    def _id(self, key: str) -> str:
+        return key[len(self.prefix) :]
+
+    def _read(self, key: str, value: bytes) -> T | None:
+        try:
+            parsed = self._parse(self._id(key), value)
+        except InvalidError as error:
+            if self.invalid.get(key) != str(error):
+                log.warning("store record skipped key=%s cause=%s", key, error)
+            self.invalid[key] = str(error)
+            return None
+        self.invalid.pop(key, None)
+        return parsed

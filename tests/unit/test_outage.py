@@ -1,0 +1,262 @@
+"""What a host does while its store is away, and when it comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyvxlan.daemon import records
+from pyvxlan.daemon.errors import (
+    ConflictError,
+    NotFoundError,
+    StoreUnavailableError,
+)
+from pyvxlan.daemon.model import Endpoint
+from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
+from tests.unit.cluster import Cluster, Node
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
+    made = Cluster(tmp_path)
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def one(cluster: Cluster) -> Node:
+    return await cluster.start(1)
+
+
+@pytest.fixture
+async def two(cluster: Cluster, one: Node) -> Node:
+    return await cluster.start(2)
+
+
+async def attached(node: Node, sandbox: str, **wishes: object) -> Endpoint:
+    """An endpoint of a new sandbox on n1."""
+    if sandbox not in node.net.sandboxes:
+        node.net.add(sandbox)
+    wish = replace(EndpointSpec(), **wishes)  # type: ignore[arg-type]
+    return await node.service.attach(AttachSpec("n1", sandbox, wish))
+
+
+async def overlay(one: Node, two: Node) -> tuple[Endpoint, Endpoint]:
+    """n1 with an endpoint on each host, seen by both."""
+    network = await one.service.create_network(NetworkSpec("n1"))
+    made = await attached(one, "c1", name="on-one"), await attached(two, "c1", name="on-two")
+    for node in (one, two):
+        await node.until(lambda node=node: len(node.state.endpoints[network.id]) == 2)  # type: ignore[misc]
+    return made
+
+
+# A start without the store
+
+
+async def test_daemon_starts_without_its_store_from_what_it_knew(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    mine, theirs = await overlay(one, two)
+    await one.service.create_network(NetworkSpec("n2"))
+    await one.until(lambda: len(one.state.networks) == 2 and len(one.state.alive) == 2)
+    await cluster.stop(one, crash=True)
+    again = await cluster.start(1, away="cable cut")
+    assert again.state.known
+    assert not again.state.synced
+    assert again.state.stale_since is not None
+    assert again.state.stale_reason == "cable cut"
+    assert [network.name for network in await again.service.networks()] == ["n1", "n2"]
+    assert {e.id for e in await again.service.endpoints()} == {mine.id, theirs.id}
+    assert {e.id for e in await again.service.endpoints("n1")} == {mine.id, theirs.id}
+    assert await again.service.find_endpoint("on-two") == theirs
+    assert [status.host.name for status in await again.service.hosts()] == ["host1", "host2"]
+    assert "*" in again.state.take_dirty()
+    assert again.state.joined(mine.network_id)
+
+
+async def test_daemon_that_started_without_its_store_catches_up(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    mine, theirs = await overlay(one, two)
+    await cluster.stop(one, crash=True)
+    again = await cluster.start(1, away="cable cut")
+    late = await attached(two, "c2", name="late")
+    await two.service.detach("on-two")
+    assert again.membership.problem == "cable cut"
+    again.store.recover()
+    await again.until(lambda: set(again.state.endpoints[mine.network_id]) == {mine.id, late.id})
+    await again.until(lambda: again.state.synced)
+    assert again.state.resyncs["resume"], "went on where it was left"
+    await again.until(lambda: again.membership.problem == "")
+    assert await attached(again, "c9")
+    assert theirs.id not in again.state.endpoints[mine.network_id]
+
+
+async def test_resumed_watch_is_checked_by_a_new_list(cluster: Cluster, one: Node) -> None:
+    await one.service.create_network(NetworkSpec("n1"))
+    one.store.lose("cable cut")
+    await one.until(lambda: not one.state.synced)
+    one.store.recover()
+    await one.until(lambda: one.state.synced and one.state.resyncs["check"] >= 4)
+    assert [network.name for network in one.state.networks.values()] == ["n1"]
+
+
+async def test_daemon_that_never_saw_its_store_says_so(cluster: Cluster) -> None:
+    node = await cluster.start(1, away="cable cut")
+    assert not node.state.known
+    for verb in (
+        node.service.networks(),
+        node.service.endpoints(),
+        node.service.hosts(),
+        node.service.find_network("n1"),
+        node.service.create_network(NetworkSpec("n1")),
+    ):
+        with pytest.raises(StoreUnavailableError, match="cable cut"):
+            await verb
+    node.store.recover()
+    await node.until(lambda: node.state.synced and node.host.id in node.state.alive)
+    await node.service.create_network(NetworkSpec("n1"))
+
+
+async def test_vtep_of_another_is_noticed_late_and_said(cluster: Cluster, one: Node) -> None:
+    again = await cluster.start(1, fresh="again", away="cable cut")
+    again.store.recover()
+    await again.until(lambda: "198.18.0.1 belongs to host host1" in again.membership.problem)
+    assert one.host.id in one.state.alive
+
+
+# Verbs without the store
+
+
+async def test_new_endpoint_and_network_are_refused(one: Node, two: Node) -> None:
+    await overlay(one, two)
+    one.net.add("new")
+    one.store.lose("cable cut")
+    for wait in (False, True):
+        if wait:
+            await one.until(lambda: one.state.stale_since is not None)
+        with pytest.raises(StoreUnavailableError, match="cable cut"):
+            await one.service.attach(AttachSpec("n1", "new", EndpointSpec(name="new")))
+        with pytest.raises(StoreUnavailableError, match="cable cut"):
+            await one.service.create_network(NetworkSpec("n2"))
+        with pytest.raises(StoreUnavailableError, match="cable cut"):
+            await one.service.remove_network("n1")
+    with pytest.raises(NotFoundError, match="no network 'n7' was known when the store went away"):
+        await one.service.find_network("n7")
+    assert len(one.local.endpoints) == 1
+
+
+@pytest.mark.parametrize("name", ["on-one", ""])
+@pytest.mark.parametrize("restart", [False, True])
+async def test_container_restarts_with_its_address(
+    cluster: Cluster, one: Node, two: Node, name: str, restart: bool
+) -> None:
+    await one.service.create_network(NetworkSpec("n1"))
+    await attached(two, "c1", name="on-two")
+    before = await attached(one, "c1", name=name, hostname="first")
+    await one.until(lambda: len(one.state.endpoints[before.network_id]) == 2)
+    node = one
+    node.store.lose("cable cut")
+    await node.until(lambda: node.state.stale_since is not None)
+    await node.service.detach(before.id)
+    assert before.id not in {endpoint.id for endpoint in await node.service.endpoints()}
+    if restart:
+        await cluster.stop(node, crash=True)
+        node = await cluster.start(1, away="cable cut")
+    after = await attached(node, "c2", name=name, hostname="second")
+    assert after == replace(before, hostname="second")
+    assert node.local.endpoints[after.id].sandbox == node.net.sandboxes["c2"]
+    with pytest.raises(StoreUnavailableError):
+        await attached(node, "c3", name=name)
+    keeper = asyncio.create_task(node.service.keep())
+    node.store.recover()
+    await two.until(lambda: two.state.endpoint(after.network_id, after.id) == after)
+    await asyncio.sleep(0.5)
+    assert after.id in node.local.endpoints
+    assert len(await two.service.endpoints()) == 2
+    keeper.cancel()
+
+
+async def test_only_what_fits_is_revived(one: Node, two: Node) -> None:
+    mine, _ = await overlay(one, two)
+    one.store.lose("cable cut")
+    await one.until(lambda: one.state.stale_since is not None)
+    await one.service.detach("on-one")
+    for wish in (
+        {"name": "other"},
+        {"name": "on-one", "ip": "10.0.0.77"},
+        {"name": "on-one", "mac": "02:00:00:00:00:09"},
+        {},
+    ):
+        with pytest.raises(StoreUnavailableError):
+            await attached(one, "c2", **wish)
+    assert (await attached(one, "c2", name="on-one", ip=str(mine.addresses[0].ip))).id == mine.id
+
+
+async def test_detached_record_goes_after_a_restart_and_the_return_of_the_store(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    mine, theirs = await overlay(one, two)
+    one.store.lose("cable cut")
+    await one.service.detach("on-one")
+    await cluster.stop(one, crash=True)
+    again = await cluster.start(1, away="cable cut")
+    assert set(again.local.withdrawn) == {mine.id}
+    keeper = asyncio.create_task(again.service.keep())
+    again.store.recover()
+    await two.until(lambda: set(two.state.endpoints[mine.network_id]) == {theirs.id})
+    assert not any(mine.id in key for key in await cluster.store.list(""))
+    await again.until(lambda: not again.local.withdrawn)
+    assert not again.state.joined(mine.network_id), "left when the store was back"
+    keeper.cancel()
+
+
+async def test_network_left_without_the_store_is_kept_until_it_is_back(
+    one: Node, two: Node
+) -> None:
+    mine, _ = await overlay(one, two)
+    one.store.lose("cable cut")
+    await one.until(lambda: one.state.stale_since is not None)
+    await one.service.detach("on-one")
+    assert len(one.state.endpoints[mine.network_id]) == 2
+    keeper = asyncio.create_task(one.service.keep())
+    one.store.recover()
+    await one.until(lambda: mine.network_id not in one.state.endpoints)
+    keeper.cancel()
+
+
+# The store comes back another
+
+
+async def test_lists_go_on_from_memory_and_detach_of_another_is_refused(
+    one: Node, two: Node
+) -> None:
+    _, theirs = await overlay(one, two)
+    one.store.lose("cable cut")
+    assert theirs in await one.service.endpoints()
+    await one.until(lambda: one.service.stale_s is not None)
+    with pytest.raises(ConflictError, match="host2"):
+        await one.service.detach("on-two")
+    with pytest.raises(StoreUnavailableError):
+        await one.service.detach("on-two", force=True)
+    one.store.recover()
+    await one.until(lambda: one.service.stale_s is None)
+
+
+async def test_lost_store_is_alarmed_and_held(
+    cluster: Cluster, one: Node, two: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, theirs = await overlay(one, two)
+    await cluster.stop(two)
+    with caplog.at_level(logging.ERROR):
+        cluster.store.wipe()
+        await one.until(lambda: one.state.held >= 3)
+    assert "removal held back" in caplog.text
+    await asyncio.sleep(1.5)
+    assert set(one.state.endpoints[mine.network_id]) == {mine.id, theirs.id}
+    assert not one.state.recorded(records.endpoint_key(theirs.network_id, theirs.id))
