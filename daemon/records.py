@@ -48,7 +48,12 @@ MOVE = "move/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
 
-KINDS = frozenset(["meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep", "ep", "own", "ip", "name", "mac"])
+KINDS = frozenset(
+    (
+        *("meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep"),
+        *("ep", "own", "ip", "name", "mac"),
+    )
+)
 """First parts of the keys that outlive every session: what a copy of the store must hold."""
 BOUND_KINDS = frozenset(("alive", "gc", "move", "check"))
 """First parts of the keys that live with a session, and mean nothing in a copy."""
