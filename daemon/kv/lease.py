@@ -1,4 +1,4 @@
-"""`Lease`: the session of the stores that live in this process."""
+"""`Lease`: a session as its owner holds it; its store renews it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ class Lease:
     Args:
         ttl_s: Seconds that it lives after a renewal.
         end: Ends it in the store, with its keys.
+        session_id: Its id in the store; a random one if left out.
     """
 
-    def __init__(self, ttl_s: float, end: Callable[[Lease], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        ttl_s: float,
+        end: Callable[[Lease], Awaitable[None]],
+        *,
+        session_id: str | None = None,
+    ) -> None:
         self.ttl_s = ttl_s
-        self._id = secrets.token_hex(16)
+        self._id = session_id or secrets.token_hex(16)
         self._end = end
         self._valid_until = 0.0
         self._renew_at = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pyvxlan.daemon.errors import StoreError
@@ -118,7 +118,7 @@ class Watchers:
 
     async def watch(
         self, prefix: str, since: Revision | None, read: Reader
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Yields the events of one watch, as `Store.watch` promises them."""
         watcher = _Watcher(prefix, since)
         self._watchers.add(watcher)
@@ -169,7 +169,11 @@ class Watchers:
 
 def is_key(text: str) -> bool:
     """Tells whether every backend could hold a key of this form."""
-    return len(text) <= KEY_MAX_BYTES and _KEY.fullmatch(text) is not None
+    return (
+        len(text) <= KEY_MAX_BYTES
+        and _KEY.fullmatch(text) is not None
+        and not {".", ".."} & set(text.split("/"))
+    )
 
 
 def check_key(key: str) -> None:

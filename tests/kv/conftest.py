@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from pyvxlan.daemon.kv import Store
+from tests.kv.labs.consul import ConsulLab
 from tests.kv.labs.lab import Lab
 from tests.kv.labs.local import MemoryLab, SqliteLab
+from tests.servers.consul import ConsulServer
 
 LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
     "sqlite": lambda _, directory: SqliteLab(directory / "store.db"),
     "memory": lambda _, __: MemoryLab(),
+    "consul": lambda request, _: ConsulLab(request.getfixturevalue("consul_server")),
 }
 """By kind: makes a lab in a directory; a server comes from a fixture of the session."""
+
+
+@pytest.fixture(scope="session")
+def consul_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
+    with ConsulServer(tmp_path_factory.mktemp("consul")) as server:
+        yield server
 
 
 @pytest.fixture

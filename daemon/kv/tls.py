@@ -1,0 +1,165 @@
+"""TLS to a store's servers: the files that the URL names, and why a connection fails.
+
+A library's own message seldom says which side has to change what, so a failed connection is looked
+at once more, by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import ssl
+from pathlib import Path
+
+from pyvxlan.daemon.errors import ConfigError
+from pyvxlan.daemon.kv.url import Member, StoreUrl
+
+LOOK_S = 1.0
+"""How long one look at a server may take."""
+SYSTEM_CAS = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where distributions keep the certificates that they trust, in one file."""
+
+
+def client_context(url: StoreUrl) -> ssl.SSLContext | None:
+    """Reads the certificates that a URL names; None if it wants no TLS.
+
+    Raises:
+        ConfigError: A file can't be used; the message names it and the remedy.
+    """
+    if not url.tls:
+        return None
+    context = ssl.create_default_context()
+    if url.ca is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        pem(url.ca, "ca", url)
+        try:
+            context.load_verify_locations(url.ca)
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"store {url}: ca {url.ca} holds no certificate in PEM form"
+            ) from error
+    if url.cert is not None and url.key is not None:
+        pem(url.cert, "cert", url)
+        pem(url.key, "key", url)
+        try:
+            context.load_cert_chain(url.cert, url.key, password="")
+        except ssl.SSLError as error:
+            raise ConfigError(
+                f"store {url}: cert {url.cert} and key {url.key} are not a certificate and its "
+                f"private key, both in PEM form and without a passphrase ({error.reason or error})"
+            ) from error
+    return context
+
+
+def pem(path: Path, what: str, url: StoreUrl) -> bytes:
+    """Reads a file of certificates or a key.
+
+    Raises:
+        ConfigError: It can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"store {url}: {what} {path} can't be read: {error.strerror}") from error
+
+
+def trusted(url: StoreUrl) -> bytes:
+    """The certificates to trust: those of the URL's `ca`, or else the system's.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if url.ca is not None:
+        return pem(url.ca, "ca", url)
+    paths = (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, *SYSTEM_CAS)
+    for path in paths:
+        if path and Path(path).is_file():
+            return pem(Path(path), "file of the system's certificates", url)
+    raise ConfigError(f"store {url}: this system trusts no certificates: name a file with ca=PATH")
+
+
+async def why_unreachable(member: Member, context: ssl.SSLContext | None) -> str:
+    """Looks at a server that could not be used: what is wrong, and the remedy. Never raises."""
+    host, port = member
+    try:
+        async with asyncio.timeout(LOOK_S):
+            reader, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=host if context else None
+            )
+    except TimeoutError:
+        return f"does not answer: is the address right, or does a firewall drop port {port}?"
+    except ssl.SSLError as error:
+        return _refused_handshake(error)
+    except OSError as error:
+        return f"can't be reached: {os.strerror(error.errno) if error.errno else error}"
+    try:
+        if context is None:
+            return await _without_tls(member)
+        return await _after_handshake(reader)
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+def _refused_handshake(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"shows a certificate that is not trusted ({error.verify_message}): ca= must name the "
+            "authority that signed it, and the certificate this host name or address"
+        )
+    reason = error.reason or str(error)
+    if "WRONG_VERSION" in reason or "RECORD_LAYER" in reason or "PACKET_LENGTH" in reason:
+        return "does not speak TLS: leave out tls, ca, cert and key, or start it with TLS"
+    return _refused_certificate(reason)
+
+
+def _refused_certificate(reason: str) -> str:
+    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+        return "wants a client certificate: name one with cert=PATH&key=PATH"
+    if "UNKNOWN_CA" in reason or "BAD_CERTIFICATE" in reason or "CERTIFICATE" in reason:
+        return f"refuses the client certificate of cert= ({reason}): it must trust who signed it"
+    return f"does not agree on TLS ({reason})"
+
+
+async def _without_tls(member: Member) -> str:
+    if await _speaks_tls(member):
+        return "speaks TLS: name its authority with ca=PATH, or write tls=true"
+    return "accepts connections but does not answer: does it run, and is it this kind of store?"
+
+
+async def _after_handshake(reader: asyncio.StreamReader) -> str:
+    """Waits for what follows: with TLS 1.3 a client's certificate is only refused then."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            said = await reader.read(1)
+    except TimeoutError:
+        return "accepts connections but does not answer"
+    except ssl.SSLError as error:
+        return _refused_certificate(error.reason or str(error))
+    except OSError as error:
+        return f"ends the connection: {error}"
+    return "does not answer in time" if said else "ends the connection: is it this kind of store?"
+
+
+async def _speaks_tls(member: Member) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is sent: this only looks whether TLS is spoken
+    try:
+        async with asyncio.timeout(LOOK_S):
+            _, writer = await asyncio.open_connection(*member, ssl=context)
+    except ssl.SSLError as error:
+        return "WRONG_VERSION" not in (error.reason or "")
+    except OSError:
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
