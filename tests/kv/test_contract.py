@@ -364,7 +364,9 @@ async def test_ten_thousand_keys_are_listed_and_watched(store: Store) -> None:
     assert len(first.items) == 10_000
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "a b", "ä", "a\n", "x" * 600])
+@pytest.mark.parametrize(
+    "key", ["", "/a", "a/", "a//b", "a/../b", ".", "a b", "ä", "a\n", "x" * 600]
+)
 async def test_key_that_some_store_could_not_hold_is_refused(store: Store, key: str) -> None:
     with pytest.raises(StoreError, match="key"):
         await put(store, key)
