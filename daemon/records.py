@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import Enum
 from ipaddress import (
     IPv4Interface,
@@ -45,7 +44,6 @@ NETWORKS = "net/"
 HOSTS = "host/"
 ALIVE = "alive/"
 OWNED = "own/"
-GONE = "gone/"
 MOVE = "move/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
@@ -53,7 +51,7 @@ MOVE_KEEPER = "move/keeper"
 KINDS = frozenset(
     (
         *("meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep"),
-        *("gone", "ep", "own", "ip", "name", "mac"),
+        *("ep", "own", "ip", "name", "mac"),
     )
 )
 """First parts of the keys that outlive every session: what a copy of the store must hold."""
@@ -71,11 +69,6 @@ T = TypeVar("T")
 def network_key(network_id: str) -> str:
     """Key of a network's record."""
     return f"{NETWORKS}{network_id}"
-
-
-def gone_key(network_id: str) -> str:
-    """Key that says of a network that it was removed."""
-    return f"{GONE}{network_id}"
 
 
 def network_name_key(name: str) -> str:
@@ -215,23 +208,6 @@ class Meta:
     created: str = ""
     transition: Transition | None = None
 
-    @property
-    def created_s(self) -> float:
-        """When it was made, in seconds since the epoch; 0 if it does not tell."""
-        try:
-            return datetime.fromisoformat(self.created).timestamp()
-        except ValueError:
-            return 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A `gone/` record: a network that was removed, so that no host takes it for lost."""
-
-    name: str
-    at_s: float
-    """Seconds since the epoch, by the clock of the host that removed it."""
-
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
@@ -295,18 +271,6 @@ def parse_network(network_id: str, value: bytes) -> Network:
 def with_state(value: bytes, state: Literal["up", "down"]) -> bytes:
     """Rewrites a network's record with another state; fields of newer versions stay."""
     return emit(_record(value) | {"state": state})
-
-
-def emit_gone(gone: Gone) -> bytes:
-    """Writes a `gone/` record."""
-    return emit({"v": VERSION, "name": gone.name, "at": round(gone.at_s)})
-
-
-def parse_gone(network_id: str, value: bytes) -> Gone:
-    """Reads a `gone/` record."""
-    record = _record(value)
-    _id(network_id)
-    return Gone(_name(record, "name"), _integer(record, "at", 0, 2**40))
 
 
 def emit_endpoint(endpoint: Endpoint) -> bytes:

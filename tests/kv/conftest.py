@@ -12,12 +12,17 @@ from pyvxlan.daemon.kv import Store
 from tests.kv.labs.consul import ConsulLab
 from tests.kv.labs.lab import Lab
 from tests.kv.labs.local import MemoryLab, SqliteLab
+from tests.kv.labs.zookeeper import ZookeeperLab
 from tests.servers.consul import ConsulServer
+from tests.servers.zookeeper import ZookeeperServer
 
 LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
     "sqlite": lambda _, directory: SqliteLab(directory / "store.db"),
     "memory": lambda _, __: MemoryLab(),
     "consul": lambda request, _: ConsulLab(request.getfixturevalue("consul_server")),
+    "zookeeper": lambda request, _: ZookeeperLab(
+        request.getfixturevalue("zookeeper_server").member
+    ),
 }
 """By kind: makes a lab in a directory; a server comes from a fixture of the session."""
 
@@ -25,6 +30,12 @@ LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
 @pytest.fixture(scope="session")
 def consul_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
     with ConsulServer(tmp_path_factory.mktemp("consul")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def zookeeper_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZookeeperServer]:
+    with ZookeeperServer(tmp_path_factory.mktemp("zookeeper")) as server:
         yield server
 
 

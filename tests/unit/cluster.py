@@ -73,13 +73,7 @@ class Node:
     """One host."""
 
     def __init__(
-        self,
-        store: MemoryStore,
-        mirror: Mirror,
-        net: MemoryNet,
-        directory: Path,
-        number: int,
-        fence_s: float,
+        self, store: MemoryStore, mirror: Mirror, net: MemoryNet, directory: Path, number: int
     ) -> None:
         self.store = store
         self.local = LocalRecords(directory)
@@ -106,7 +100,7 @@ class Node:
             settings=Settings(),
             host=self.host,
             rng=Random(number),
-            fence_s=fence_s,
+            fence_s=0,
         )
 
     async def start(self) -> None:
@@ -142,8 +136,6 @@ class Cluster:
         self.directory = directory
         self.time_s = 1000.0
         self.store = MemoryStore(clock=lambda: self.time_s, tick_s=0.02)
-        self.fence_s = 0.0
-        """For how long a host's claims may be another's before it gives way."""
         self.nodes: list[Node] = []
         self.nets: dict[Path, MemoryNet] = {}
         """The kernels of the hosts, by directory: they outlive the daemons."""
@@ -156,7 +148,7 @@ class Cluster:
             store.lose(away)
         mirror = await Mirror.open(directory / "mirror.db", "memory:")
         net = self.nets.setdefault(directory, MemoryNet())
-        node = Node(store, mirror, net, directory, number, self.fence_s)
+        node = Node(store, mirror, net, directory, number)
         self.nodes.append(node)
         await node.start()
         return node

@@ -1,0 +1,5 @@
+"""`ZookeeperStore`: the store on ZooKeeper."""
+
+from pyvxlan.daemon.kv.zookeeper.store import ZookeeperStore
+
+__all__ = ["ZookeeperStore"]
