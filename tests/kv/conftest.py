@@ -10,16 +10,20 @@ import pytest
 
 from pyvxlan.daemon.kv import Store
 from tests.kv.labs.consul import ConsulLab
+from tests.kv.labs.etcd import EtcdLab
 from tests.kv.labs.lab import Lab
 from tests.kv.labs.local import MemoryLab, SqliteLab
 from tests.kv.labs.zookeeper import ZookeeperLab
 from tests.servers.consul import ConsulServer
+from tests.servers.etcd import EtcdServer
+from tests.servers.process import Server
 from tests.servers.zookeeper import ZookeeperServer
 
 LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
     "sqlite": lambda _, directory: SqliteLab(directory / "store.db"),
     "memory": lambda _, __: MemoryLab(),
     "consul": lambda request, _: ConsulLab(request.getfixturevalue("consul_server")),
+    "etcd": lambda request, _: EtcdLab(request.getfixturevalue("etcd_server")),
     "zookeeper": lambda request, _: ZookeeperLab(
         request.getfixturevalue("zookeeper_server").member
     ),
@@ -27,9 +31,21 @@ LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
 """By kind: makes a lab in a directory; a server comes from a fixture of the session."""
 
 
+REMOTES: Mapping[str, Callable[..., Server]] = {
+    "etcd": EtcdServer,
+}
+"""By kind: makes a server of its own, for outages; called as `Server` is."""
+
+
 @pytest.fixture(scope="session")
 def consul_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ConsulServer]:
     with ConsulServer(tmp_path_factory.mktemp("consul")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdServer]:
+    with EtcdServer(tmp_path_factory.mktemp("etcd")) as server:
         yield server
 
 

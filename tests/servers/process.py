@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 
 def free_port(address: str = "127.0.0.1") -> int:
@@ -51,6 +52,11 @@ class Server(ABC):
     @property
     def log(self) -> Path:
         return self.directory / "server.log"
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """What a store that uses this server is opened with."""
 
     @abstractmethod
     def words(self) -> Sequence[str]:
@@ -122,7 +128,7 @@ class Server(ABC):
         assert self.process is None, "still running"
         shutil.rmtree(self.data, ignore_errors=True)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -1,0 +1,443 @@
+"""The members of an etcd cluster: one in use, the others to fail over to; TLS, users and tokens.
+
+What became of a call that failed decides what may follow it, and etcd's answers are sorted by that:
+a change is repeated only if it was surely not applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+# gRPC's fork handlers crash a third of what pyroute2 forks to enter a namespace, and slow the rest.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+import grpc
+from grpc import aio
+
+from pyvxlan.daemon.errors import (
+    ConfigError,
+    StoreConflictError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
+from pyvxlan.daemon.kv.etcd import messages as pb
+from pyvxlan.daemon.kv.tls import client_context, pem, trusted, why_unreachable
+from pyvxlan.daemon.kv.url import Member, StoreUrl, read_secret
+
+log = logging.getLogger(__name__)
+
+Stream: TypeAlias = "aio.StreamStreamCall[pb.Message, pb.Message]"
+
+CALL_S = 6.0
+"""How long a call may take, with every repetition."""
+ATTEMPT_S = 3.0
+"""After that long another member is asked what may be asked twice."""
+CONNECT_S = 2.0
+LOOK_S = 0.005
+"""Between two looks whether a connection is there."""
+PAUSE_S = 0.1
+"""Before a member is asked again that could not serve."""
+REMEMBERED_S = 2.0
+"""How long a refused password, or why nobody can be reached, is not looked at again."""
+OPTIONS = (
+    ("grpc.keepalive_time_ms", 3000),
+    ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_S)),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+_GONE = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN
+_LEADER = ("hasleader", "true")
+"""Metadata by which a member without a leader refuses, instead of being silent."""
+
+
+class _Verdict(Enum):
+    """What became of a call that failed."""
+
+    EXPIRED = "not applied: the token is unknown, authenticate and repeat"
+    ELSEWHERE = "not applied: another member, or this one later, may serve it"
+    REFUSED = "not applied, and nobody else would"
+    UNKNOWN = "may have been applied"
+
+
+_EXPIRED = ("invalid auth token", "revision of auth store is old", "user name is empty")
+_ELSEWHERE = ("no leader", "not capable", "too many requests", "learner")
+_REFUSING_CODES = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest that was read of a cluster; in one cluster none of it ever goes backwards."""
+
+    cluster_id: int = 0
+    revision: int = 0
+    raft_term: int = 0
+
+
+class CompactedError(StoreError):
+    """The revision that was asked for is history no more."""
+
+
+class _Member:
+    """One server: its connection, and when it last failed."""
+
+    def __init__(self, address: Member, credentials: grpc.ChannelCredentials | None) -> None:
+        self.address = address
+        self.name = member_name(address)
+        self.failed_at = 0.0
+        self.channel = (
+            aio.secure_channel(self.name, credentials, options=OPTIONS)
+            if credentials
+            else aio.insecure_channel(self.name, options=OPTIONS)
+        )
+
+    async def connect(self, within_s: float) -> bool:
+        """Tells whether there is a connection, at the latest after `within_s`.
+
+        It looks again and again, since gRPC's own wait for a change can't be given up.
+        """
+        deadline = time.monotonic() + within_s
+        while True:
+            state = self.channel.get_state(try_to_connect=True)
+            if state is grpc.ChannelConnectivity.READY:
+                return True
+            if state in _GONE or time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(LOOK_S)
+
+    async def call(
+        self, method: pb.Method, request: pb.Message, token: str, within_s: float
+    ) -> pb.Message:
+        call = self.channel.unary_unary(
+            method.path, request_serializer=pb.emit, response_deserializer=method.parse
+        )
+        return await call(request, timeout=within_s, metadata=_metadata(token))
+
+
+class EtcdChannel:
+    """Calls to whichever member of a cluster answers.
+
+    Args:
+        url: Names the members, the user and the files.
+
+    Raises:
+        ConfigError: A file that the URL names can't be used.
+    """
+
+    def __init__(self, url: StoreUrl) -> None:
+        self.url = url
+        self.seen = Seen()
+        self.replaced: Callable[[str], None] = lambda reason: None
+        """Called when another cluster answers, or one that was restored from a backup."""
+        self._context = client_context(url)
+        if url.password_file:
+            read_secret(url.password_file, "password")
+        credentials = _credentials(url) if url.tls else None
+        self._members = [_Member(address, credentials) for address in url.members]
+        secrets.SystemRandom().shuffle(self._members)  # so that hosts share out over the members
+        self._token: str | None = None if url.user else ""
+        self._authenticating = asyncio.Lock()
+        self._refused: tuple[float, StoreError] | None = None
+        self._unreachable = (0.0, "")
+        self._closed = False
+
+    async def call(
+        self,
+        method: pb.Method,
+        request: pb.Message,
+        *,
+        repeatable: bool = False,
+        within_s: float = CALL_S,
+        attempt_s: float = ATTEMPT_S,
+    ) -> pb.Message:
+        """Calls one method and returns its answer.
+
+        Args:
+            method: What to call.
+            request: Its message.
+            repeatable: Applying it twice is as good as once, so a lost answer does not matter.
+            within_s: When to give up.
+            attempt_s: When to ask another member, if the call is repeatable.
+
+        Raises:
+            StoreConflictError: The lease that it names has expired; nothing was applied.
+            StoreUnavailableError: Surely not applied, or nothing was to apply.
+            StoreUncertainError: Maybe applied.
+            CompactedError: It asks for a revision that is history no more.
+        """
+        deadline = time.monotonic() + within_s
+        renewed = False
+        while True:
+            member = await self._connected(deadline)
+            before, sent, token = self.seen, False, None
+            try:
+                token = await self._authenticated(member)
+                sent = True
+                left_s = max(PAUSE_S, deadline - time.monotonic())
+                attempt_s = min(attempt_s, left_s) if repeatable else left_s
+                answer = await member.call(method, request, token, attempt_s)
+            except aio.AioRpcError as error:
+                verdict, failure = _judge(error), self._explain(error, member)
+                failure.__cause__ = error
+            except asyncio.CancelledError:
+                if not self._closed or is_cancelled():
+                    raise
+                raise self._closed_error(unsure=sent and not repeatable) from None
+            else:
+                if method in {pb.RANGE, pb.TXN}:
+                    self._note(before, answer.header, member)
+                return answer
+            if verdict is _Verdict.EXPIRED and self.url.user and not renewed:
+                self._forget(token)
+                renewed = True
+                continue
+            if verdict is _Verdict.UNKNOWN and (repeatable or not sent):
+                verdict = _Verdict.ELSEWHERE
+            if verdict in {_Verdict.ELSEWHERE, _Verdict.UNKNOWN}:
+                self.avoid(member.name)
+            if verdict is _Verdict.UNKNOWN:
+                raise StoreUncertainError(f"{failure}; maybe it was applied") from failure
+            if verdict is not _Verdict.ELSEWHERE or time.monotonic() + PAUSE_S > deadline:
+                raise failure
+            await asyncio.sleep(PAUSE_S)
+
+    async def stream(self, method: pb.Method) -> tuple[str, Stream]:
+        """Opens a stream on the member in use; returns its name and the stream.
+
+        Raises:
+            StoreUnavailableError: No member answers, or the user is refused.
+        """
+        member = await self._connected(time.monotonic() + CALL_S)
+        try:
+            token = await self._authenticated(member)
+        except aio.AioRpcError as error:
+            self.avoid(member.name)
+            raise self._explain(error, member) from error
+        make = member.channel.stream_stream(
+            method.path, request_serializer=pb.emit, response_deserializer=method.parse
+        )
+        return member.name, make(metadata=_metadata(token))
+
+    def failure(self, error: aio.AioRpcError, member_name: str) -> StoreError:
+        """Says why a stream ended, and turns to another member and a new token."""
+        if _judge(error) is _Verdict.EXPIRED:
+            self._forget(self._token)
+        else:
+            self.avoid(member_name)
+        return self._explain(error, self._named(member_name))
+
+    def avoid(self, member_name: str) -> None:
+        """Makes the member the last to be asked."""
+        self._named(member_name).failed_at = time.monotonic()
+
+    def renew_token(self) -> None:
+        """Makes the next call authenticate anew."""
+        self._forget(self._token)
+
+    @property
+    def members(self) -> list[str]:
+        """The members' names, as in the URL."""
+        return [member_name(address) for address in self.url.members]
+
+    async def ask(self, member_name: str, method: pb.Method, request: pb.Message) -> pb.Message:
+        """Calls a method that changes nothing on one member, once.
+
+        Raises:
+            StoreUnavailableError: It did not answer, or refused.
+        """
+        member = self._named(member_name)
+        if self._closed:
+            raise self._closed_error(unsure=False)
+        if not await member.connect(CONNECT_S):
+            raise StoreUnavailableError(await why_unreachable(member.address, self._context))
+        try:
+            token = await self._authenticated(member)
+            return await member.call(method, request, token, ATTEMPT_S)
+        except aio.AioRpcError as error:
+            if _judge(error) is _Verdict.EXPIRED:
+                self._token = None if self.url.user else ""
+            raise self._explain(error, member) from error
+
+    async def close(self) -> None:
+        """Ends every call and connection."""
+        self._closed = True
+        await asyncio.gather(*(member.channel.close() for member in self._members))
+
+    def _named(self, name: str) -> _Member:
+        return next(member for member in self._members if member.name == name)
+
+    async def _connected(self, deadline: float) -> _Member:
+        """Gives the member that failed longest ago and can be connected to."""
+        if self._closed:
+            raise self._closed_error(unsure=False)
+        for member in sorted(self._members, key=lambda member: member.failed_at):
+            within_s = min(CONNECT_S, deadline - time.monotonic())
+            if within_s > 0 and await member.connect(within_s):
+                return member
+            member.failed_at = time.monotonic()
+        at, reasons = self._unreachable
+        if time.monotonic() > at + REMEMBERED_S:
+            found = await asyncio.gather(
+                *(why_unreachable(member.address, self._context) for member in self._members)
+            )
+            reasons = "; ".join(
+                f"{member.name} {reason}"
+                for member, reason in zip(self._members, found, strict=True)
+            )
+            self._unreachable = (time.monotonic(), reasons)
+        raise StoreUnavailableError(f"store {self.url} can't be used: {reasons}")
+
+    async def _authenticated(self, member: _Member) -> str:
+        """Gives the token to send; empty if there is none to send."""
+        async with self._authenticating:
+            if self._token is None:
+                if self._refused and time.monotonic() < self._refused[0] + REMEMBERED_S:
+                    raise self._refused[1]
+                self._token = await self._authenticate(member)
+            return self._token
+
+    async def _authenticate(self, member: _Member) -> str:
+        assert self.url.password_file is not None
+        try:
+            password = read_secret(self.url.password_file, "password")
+            request = pb.AuthenticateRequest(name=self.url.user, password=password)
+            answer = await member.call(pb.AUTHENTICATE, request, "", ATTEMPT_S)
+        except ConfigError as error:
+            refusal = StoreUnavailableError(str(error))
+        except aio.AioRpcError as error:
+            details = error.details() or ""
+            if "authentication is not enabled" in details:
+                log.warning(
+                    "store asks for no password member=%s user=%s", member.name, self.url.user
+                )
+                return ""
+            if "invalid user ID or password" not in details:
+                raise
+            refusal = StoreUnavailableError(
+                f"etcd {member.name} refuses user {self.url.user} with the password in "
+                f"{self.url.password_file}: correct them, or set it with etcdctl user passwd"
+            )
+        else:
+            return str(answer.token)
+        self._refused = (time.monotonic(), refusal)
+        raise refusal
+
+    def _forget(self, token: str | None) -> None:
+        if self.url.user and self._token == token:
+            self._token = None
+
+    def _note(self, before: Seen, header: pb.Message, member: _Member) -> None:
+        """Compares what a linearizable answer says of the cluster with what was known before."""
+        now = Seen(header.cluster_id, header.revision, header.raft_term)
+        reason = ""
+        if before.cluster_id not in {0, now.cluster_id}:
+            reason = f"cluster {now.cluster_id:x} instead of {before.cluster_id:x}"
+        elif now.revision < before.revision:
+            reason = f"revision {now.revision} after {before.revision}"
+        elif now.raft_term < before.raft_term:
+            reason = f"raft term {now.raft_term} after {before.raft_term}"
+        if reason and self.seen == before:
+            self.seen = now
+            self.replaced(f"etcd {member.name} is another store, or was restored: {reason}")
+        elif not reason and now.revision >= self.seen.revision:
+            self.seen = now
+
+    def _closed_error(self, *, unsure: bool) -> StoreError:
+        kind = StoreUncertainError if unsure else StoreUnavailableError
+        return kind(f"store {self.url} is closed")
+
+    def _explain(self, error: aio.AioRpcError, member: _Member) -> StoreError:
+        """Turns etcd's answer into ours, with the remedy."""
+        details = error.details() or str(error.code())
+        about = f"etcd {member.name}"
+        if "lease not found" in details:
+            return StoreConflictError(f"{about}: the session has expired")
+        if "required revision has been compacted" in details:
+            return CompactedError(f"{about}: {details}")
+        for words, text in _REMEDIES:
+            if words in details:
+                user = f"user {self.url.user}" if self.url.user else "this daemon"
+                prefix = self.url.prefix
+                return StoreUnavailableError(f"{about} {text.format(user=user, prefix=prefix)}")
+        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            details = "did not answer in time"
+        return StoreUnavailableError(f"{about}: {details}")
+
+
+_REMEDIES = (
+    (
+        "permission denied",
+        "does not let {user} use {prefix}/: run etcdctl role grant-permission ROLE --prefix=true "
+        "readwrite {prefix}/",
+    ),
+    ("user name is empty", "wants a user: add ?user=NAME&password-file=PATH to the URL"),
+    (
+        "database space exceeded",
+        "has no space left (alarm NOSPACE) and takes no change: compact and defragment it, then "
+        "run etcdctl alarm disarm",
+    ),
+    ("corrupt cluster", "found its data damaged (alarm CORRUPT): replace that member"),
+    ("request is too large", "refuses so large a change: start it with more --max-request-bytes"),
+    ("no leader", "has no leader: most members must run and reach each other"),
+)
+"""What etcd says when it refuses, and what to do about it."""
+
+
+def _credentials(url: StoreUrl) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        trusted(url),
+        pem(url.key, "key", url) if url.key else None,
+        pem(url.cert, "cert", url) if url.cert else None,
+    )
+
+
+def member_name(address: Member) -> str:
+    """Writes a member as the URL does."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _metadata(token: str) -> tuple[tuple[str, str], ...]:
+    return (_LEADER, ("token", token)) if token else (_LEADER,)
+
+
+def is_cancelled() -> bool:
+    """Tells whether this task is to end, and not only the call that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _judge(error: aio.AioRpcError) -> _Verdict:
+    code, details = error.code(), error.details() or ""
+    if any(words in details for words in _EXPIRED):
+        return _Verdict.EXPIRED
+    if details.startswith("etcdserver:") and any(words in details for words in _ELSEWHERE):
+        return _Verdict.ELSEWHERE
+    return _Verdict.REFUSED if code in _REFUSING_CODES else _Verdict.UNKNOWN
