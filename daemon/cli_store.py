@@ -107,6 +107,36 @@ def store_restore(ctx: click.Context, /, file: Path, url: str | None, *, replace
     _say(_run(lambda: restore(url, load(file), replace=replace, say=_say)))
 
 
+@store.command(
+    "migrate",
+    epilog=examples("""
+pyvxlan store migrate sqlite:////var/lib/pyvxlan/store.db etcd://10.1.0.1:2379
+pyvxlan store migrate etcd://10.1.0.1:2379 zk://10.1.0.9:2181
+pyvxlan store migrate --abort etcd://10.1.0.1:2379 zk://10.1.0.9:2181
+"""),
+)
+@click.argument("source", metavar="FROM")
+@click.argument("target", metavar="TO")
+@click.option("--replace", is_flag=True, help="In place of what TO holds, if no host uses it.")
+@click.option("--abort", "aborting", is_flag=True,
+              help="Give up a move that broke off, and empty TO.")  # fmt: skip
+def store_migrate(source: str, target: str, *, replace: bool, aborting: bool) -> None:
+    """Move the cluster to another store while its hosts run.
+
+    TO is the URL that every host opens, so it must mean the same store on all of them, and name
+    files that are there. Each host tries it first; then, for a moment, nothing can be changed; then
+    all hosts go over by themselves. No traffic is lost. It may be repeated at any point.
+    """
+    from pyvxlan.daemon.upkeep import migrate  # noqa: PLC0415
+
+    if aborting and replace:
+        raise click.UsageError("--abort and --replace exclude each other")
+    if aborting:
+        _say(_run(lambda: migrate.abort(source, target, say=_say)))
+    else:
+        _say(_run(lambda: migrate.migrate(source, target, replace=replace, say=_say)))
+
+
 def store_url(ctx: click.Context) -> str:
     """Finds the URL of the daemon's store."""
     from pyvxlan.daemon.config import load, run_dir  # noqa: PLC0415

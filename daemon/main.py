@@ -39,7 +39,6 @@ from pyvxlan.daemon.dns import NameServers
 from pyvxlan.daemon.errors import DaemonError, NotFoundError
 from pyvxlan.daemon.gc import Collector
 from pyvxlan.daemon.kv.mirror import Mirror
-from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
@@ -217,7 +216,7 @@ async def _start(
         incarnation=secrets.token_hex(16),
         version=__version__,
     )
-    store = ClusterStore(await open_store(settings.store))
+    store = await ClusterStore.open(settings.store, host_id=host.id)
     stack.push_async_callback(store.close)
     mirror = await Mirror.open(settings.state_dir / "mirror.db", settings.store)
     stack.push_async_callback(mirror.close)

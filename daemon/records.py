@@ -44,9 +44,9 @@ NETWORKS = "net/"
 HOSTS = "host/"
 ALIVE = "alive/"
 OWNED = "own/"
-MOVE = "move/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
+READY = "move/ready/"
 
 KINDS = frozenset(
     (
@@ -94,6 +94,11 @@ def vtep_key(address: Address) -> str:
 def alive_key(host_id: str) -> str:
     """Key that lives with a host's session; its revision is that host's fencing token."""
     return f"{ALIVE}{host_id}"
+
+
+def ready_key(host_id: str) -> str:
+    """Key by which a host says whether it can use the store that the cluster is to move to."""
+    return f"{READY}{host_id}"
 
 
 def endpoints_prefix(network_id: str) -> str:

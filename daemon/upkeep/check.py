@@ -6,18 +6,16 @@ What is wrong is a finding; only a URL that can't be used is an error.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pyvxlan.daemon import records
+from pyvxlan.daemon.clusterstore import probe
 from pyvxlan.daemon.errors import InvalidError, StoreError
-from pyvxlan.daemon.kv import Check, Delete, Item, Store, Write
+from pyvxlan.daemon.kv import Item, Store
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
-from pyvxlan.daemon.kv.store import ABSENT, PRESENT
 from pyvxlan.daemon.kv.url import StoreUrl, parse_url
-from pyvxlan.daemon.kv.watching import SESSION_TTL_MIN_S
 from pyvxlan.daemon.records import Phase, Transition
 from pyvxlan.daemon.upkeep import integrity
 from pyvxlan.daemon.upkeep.content import open_existing, read_all
@@ -120,27 +118,14 @@ def _clock(url: StoreUrl) -> Finding:
 
 
 async def _permissions(url: StoreUrl, store: Store) -> Finding:
-    """Reads, writes and deletes a key that is bound to a session, so that none is left."""
-    key = f"check/{secrets.token_hex(8)}"
     where = url.path or f"/{url.prefix}"
-    doing = "read"
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            await store.get(key)
-            doing = "open a session"
-            session = await store.session(SESSION_TTL_MIN_S)
-            try:
-                doing = "write"
-                write = Write(key, b'"check"', bound=True)
-                await store.txn([Check(key, ABSENT)], [write], session=session)
-                doing = "delete"
-                await store.txn([Check(key, PRESENT)], [Delete(key)])
-            finally:
-                await session.close()
-    except TimeoutError:
-        return Finding("error", "permissions", f"can't {doing} below {where} in {TIMEOUT_S:g} s")
-    except StoreError as error:
-        return Finding("error", "permissions", f"can't {doing} below {where}: {error}")
+            await store.get(records.META)
+            await probe(store)
+    except (StoreError, TimeoutError) as error:
+        why = str(error) or f"no answer within {TIMEOUT_S:g} s"
+        return Finding("error", "permissions", f"below {where}: {why}")
     return Finding("ok", "permissions", f"reads, writes and sessions work below {where}")
 
 

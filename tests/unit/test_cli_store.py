@@ -187,3 +187,35 @@ def test_store_that_is_not_empty_is_not_filled(
     assert "it holds 2 networks, 3 hosts, 6 endpoints; choose an empty prefix" in error
     output(capsys, "restore", "--replace", str(file), url)
     assert records.host_key(host(3).id) not in asyncio.run(_held(tmp_path / "store.db"))
+
+
+def test_cluster_is_moved_and_the_old_store_says_where(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = f"sqlite://{tmp_path}/other.db"
+    _, said = output(capsys, "migrate", url, other)
+    assert said.splitlines()[-1] == (
+        f"pyvxlan: moved to {other}: 2 networks, 2 hosts, 6 endpoints; set it as the store of each "
+        "host, and leave the old one running until that is done"
+    )
+    assert asyncio.run(_held(tmp_path / "other.db")) == stored.cluster()
+    assert (
+        f"the cluster has moved to {other}: set the hosts' store" in output(capsys, "check", url)[0]
+    )
+    output(capsys, "migrate", url, other)
+    _, error = output(capsys, "migrate", "--abort", url, other, code=1)
+    assert f"the cluster has moved to {other}" in error
+
+
+def test_move_that_is_not_begun_has_nothing_to_abort(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, said = output(capsys, "migrate", "--abort", url, f"sqlite://{tmp_path}/other.db")
+    assert said == "pyvxlan: given up; there was nothing to empty\n"
+    _, error = output(capsys, "migrate", "--abort", "--replace", url, url, code=2)
+    assert "exclude each other" in error
+
+
+def test_store_is_not_moved_to_itself(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _, error = output(capsys, "migrate", url, url, code=1)
+    assert "both URLs lead to this very cluster" in error
