@@ -85,7 +85,7 @@ async def _remove_from_kernel(settings: Settings, local: LocalRecords, failures:
 
 async def _withdraw(settings: Settings, local: LocalRecords) -> None:
     """Removes this host's endpoints, then its own records."""
-    store = ClusterStore(await open_store(settings.store))
+    store = ClusterStore(await open_store(local.store_for(settings.store)))
     try:
         host = await _recorded_host(store, local.host_id)
         state = State(store, host)

@@ -95,6 +95,10 @@ def status_text(status: Document) -> str:
         facts.append(("held back", f"{store['held']} records that the store lacks"))
     if store["problem"]:
         facts.append(("problem", f"not registered: {store['problem']}"))
+    if store["move_problem"]:
+        facts.append(("problem", f"the cluster has moved, not this host: {store['move_problem']}"))
+    if store["url"] != store["configured"]:
+        facts.append(("problem", f"the cluster has left {store['configured']}: change the setting"))
     facts += [("problem", text) for text in reconcile["problems"]]
     facts += [("invalid record", f"{key}: {why}") for key, why in store["invalid"].items()]
     width = max(len(name) for name, _ in facts) + 1

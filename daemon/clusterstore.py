@@ -383,7 +383,7 @@ class ClusterStore:
         except BaseException:
             await store.close()
             raise
-        log.warning("cluster has moved from=%s to=%s: set this host's store", link.url, moved.to)
+        log.info("store left from=%s to=%s", link.url, moved.to)
         self._link = _Link(store, moved.to)
         self._meta, self._problem = found, ""
         self.on_moved(moved.to)

@@ -201,6 +201,17 @@ class LocalRecords:
             self._host["cluster"] = cluster
             self._save_host()
 
+    def store_for(self, configured: str) -> str:
+        """Gives the store to use for the one that is configured: where its cluster has moved."""
+        return str(self._host["moved"].get(configured, configured))
+
+    def remember_store(self, configured: str, url: str) -> None:
+        """Keeps where the cluster of the configured store is, so that this one may be gone."""
+        moved = {} if url == configured else {configured: url}
+        if self._host["moved"] != moved:
+            self._host["moved"] = moved
+            self._save_host()
+
     @property
     def gateway_addresses(self) -> Set[IPv4Address]:
         """Addresses on the gateway bridge that endpoints hold."""
@@ -254,6 +265,7 @@ class LocalRecords:
             "gateway_subnet": None,
             "sysctls": {},
             "cluster": "",
+            "moved": {},
         }
         path = self._dir / "host.json"
         try:
@@ -261,7 +273,7 @@ class LocalRecords:
             host = fresh | {key: stored[key] for key in fresh if key in stored}
             int(host["netns_counter"])
             host["cluster"] = str(host["cluster"])
-            for name in ("netns", "sysctls"):
+            for name in ("netns", "sysctls", "moved"):
                 host[name] = {str(key): str(value) for key, value in host[name].items()}
             for netns in host["netns"].values():
                 int(netns.split("-")[0])

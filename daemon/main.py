@@ -216,16 +216,18 @@ async def _start(
         incarnation=secrets.token_hex(16),
         version=__version__,
     )
-    store = await ClusterStore.open(settings.store, host_id=host.id)
+    store = await ClusterStore.open(local.store_for(settings.store), host_id=host.id)
     stack.push_async_callback(store.close)
-    mirror = await Mirror.open(settings.state_dir / "mirror.db", settings.store)
+    mirror = await Mirror.open(settings.state_dir / "mirror.db", store.url)
     stack.push_async_callback(mirror.close)
+    store.on_moved = partial(_note_store, local, mirror, settings.store)
+    _note_store(local, mirror, settings.store, store.url)
     state = State(store, host, mirror)
     stack.push_async_callback(state.close)
     joined = {endpoint.network_id for endpoint in local.endpoints.values()}
     joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
     if not await state.start(joined):
-        _say_unread(state, settings.store)
+        _say_unread(state, store.url)
     dataplane = UserspaceDataplane(settings, host.vtep)
     stack.push_async_exit(_Stop(dataplane, local))
     await dataplane.start()
@@ -253,6 +255,7 @@ async def _start(
     reconciler.on_sandbox_lost = partial(_remove_lost, service)
     status = Status(
         settings=settings,
+        store=store,
         state=state,
         local=local,
         membership=membership,
@@ -278,6 +281,14 @@ async def _start(
     app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
+
+
+def _note_store(local: LocalRecords, mirror: Mirror, configured: str, url: str) -> None:
+    """Remembers where the cluster is; says at each start that the setting is out of date."""
+    local.remember_store(configured, url)
+    mirror.move(url)
+    if url != configured:
+        log.warning("cluster has moved configured=%s store=%s: change the setting", configured, url)
 
 
 def _say_unread(state: State, url: str) -> None:

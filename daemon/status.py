@@ -45,6 +45,18 @@ class Progress(Protocol):
         """What could not be done in the last round."""
 
 
+class UsedStore(Protocol):
+    """What the store says of where it is; `ClusterStore` is one."""
+
+    @property
+    def url(self) -> str:
+        """URL of the store that is used now."""
+
+    @property
+    def problem(self) -> str:
+        """Why this host can't go where its cluster went; empty if it can."""
+
+
 class NameService(Protocol):
     """What the name servers say of their work."""
 
@@ -121,6 +133,7 @@ class Status:
         self,
         *,
         settings: Settings,
+        store: UsedStore,
         state: State,
         local: LocalRecords,
         membership: Membership,
@@ -130,6 +143,7 @@ class Status:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._store = store
         self._state = state
         self._local = local
         self._membership = membership
@@ -184,13 +198,15 @@ class Status:
             "state_dir": str(self._settings.state_dir),
             "host": host_document(host, alive=host.id in self._state.alive, is_self=True),
             "store": {
-                "url": self._settings.store,
+                "url": self._store.url,
+                "configured": self._settings.store,
                 "cluster": self._membership.cluster,
                 "state": reading.store_state,
                 "synced": reading.store_state == "synced",
                 "stale_s": None if reading.stale_s is None else round(reading.stale_s, 3),
                 "cause": self._state.stale_reason,
                 "problem": self._membership.problem,
+                "move_problem": self._store.problem,
                 "held": reading.held,
                 "resyncs": dict(reading.resyncs),
                 "session_valid_s": round(reading.session_valid_s, 3),

@@ -154,6 +154,11 @@ class Mirror:
             self.cluster = cluster
             self._wake.set()
 
+    def move(self, url: str) -> None:
+        """Notes that what it mirrors is in another store from now on."""
+        self._url = url
+        self._wake.set()
+
     def _note(self, prefix: str, pending: _Pending) -> None:
         before = self._pending.get(prefix)
         self._pending[prefix] = before.then(pending) if before else pending

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.kv.bounded import BoundedStore
+from pyvxlan.daemon.kv.bounded import LIST_S, BoundedStore
 from pyvxlan.daemon.kv.embedded import EmbeddedStore
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.store import Store
@@ -23,11 +23,11 @@ CLIENTS = {
 """By kind: the module, its class, and the extra that brings what it imports."""
 
 
-async def open_store(text: str) -> Store:
+async def open_store(text: str, *, list_s: float = LIST_S) -> Store:
     """Opens the store behind a URL, or `memory:` for tests.
 
     A remote store need not answer for that: what can be checked without it is checked, and calls
-    fail with `StoreUnavailableError` until it does.
+    fail with `StoreUnavailableError` until it does. Lists may take `list_s` seconds.
 
     Raises:
         ConfigError: The URL is not usable, or the client's library is not installed.
@@ -37,8 +37,8 @@ async def open_store(text: str) -> Store:
     if url.kind == "memory":
         return MemoryStore()
     if url.path is not None:
-        return BoundedStore(await EmbeddedStore.open(url.path), str(url.path))
-    return BoundedStore(await _open_remote(url), str(url))
+        return BoundedStore(await EmbeddedStore.open(url.path), str(url.path), list_s=list_s)
+    return BoundedStore(await _open_remote(url), str(url), list_s=list_s)
 
 
 async def _open_remote(url: StoreUrl) -> Store:

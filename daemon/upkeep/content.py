@@ -27,6 +27,8 @@ from pyvxlan.daemon.kv.watching import TXN_MAX
 
 READS = 8
 """How often a store without snapshots is read in the hope that nothing changes meanwhile."""
+LIST_S = 120.0
+"""How long a list of everything may take."""
 IN_FLIGHT = 16
 ATTEMPTS = 5
 RETRY_S = 0.2
@@ -52,7 +54,17 @@ async def open_existing(url: str) -> Store:
     path = parse_url(url).path
     if path is not None and not path.exists():
         raise ConfigError(f"store {url}: there is no file {path}; check the path")
-    return await open_store(url)
+    return await open_whole(url)
+
+
+async def open_whole(url: str) -> Store:
+    """Opens a store with the time that it takes to list all of it.
+
+    Raises:
+        ConfigError: The URL is not usable.
+        StoreError: The store can't be used.
+    """
+    return await open_store(url, list_s=LIST_S)
 
 
 async def read_all(store: Store, *, kind: str) -> Mapping[str, Item]:
@@ -115,7 +127,7 @@ def shortened(texts: Sequence[str]) -> str:
 def owner_of(key: str, value: bytes) -> str:
     """Gives the id of what a record belongs to: a claim to its owner, an owner to itself."""
     kind = kind_of(key)
-    if kind in {"net", "ep", "host", "own"}:
+    if kind in {"net", "ep", "host"}:
         return key.rpartition("/")[2]
     try:
         owner = json.loads(value)

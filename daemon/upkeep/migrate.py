@@ -32,7 +32,6 @@ from pyvxlan.daemon.errors import (
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Session, Store, Write
-from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.records import Phase, Transition
 from pyvxlan.daemon.upkeep.content import (
@@ -41,6 +40,7 @@ from pyvxlan.daemon.upkeep.content import (
     fill,
     foreign,
     open_existing,
+    open_whole,
     read_all,
     shortened,
     summary,
@@ -298,7 +298,7 @@ class Move:
 async def _both(source_url: str, target_url: str) -> AsyncIterator[tuple[Store, Store]]:
     source = await open_existing(source_url)
     try:
-        target = await open_store(target_url)
+        target = await open_whole(target_url)
         try:
             yield source, target
         finally:

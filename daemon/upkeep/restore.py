@@ -21,17 +21,24 @@ from pyvxlan.daemon.errors import (
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Store, Write
-from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.records import Phase, Transition
-from pyvxlan.daemon.upkeep.content import Progress, fill, foreign, read_all, shortened, summary
+from pyvxlan.daemon.upkeep.content import (
+    Progress,
+    fill,
+    foreign,
+    open_whole,
+    read_all,
+    shortened,
+    summary,
+)
 from pyvxlan.daemon.upkeep.dump import Dump
 from pyvxlan.daemon.upkeep.integrity import parse
 
 
 async def restore(url: str, dump: Dump, *, replace: bool, say: Progress) -> str:
     """Fills the store behind a URL as `restore_into` does; returns what it holds, in a line."""
-    store = await open_store(url)
+    store = await open_whole(url)
     try:
         await restore_into(store, dump, kind=parse_url(url).kind, replace=replace, say=say)
     finally:

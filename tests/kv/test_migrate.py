@@ -13,6 +13,7 @@ from pyvxlan.daemon import clusterstore, records
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.errors import ConflictError, DaemonError, StoreUnavailableError
 from pyvxlan.daemon.kv import Check, Delete, Session, Store, Write
+from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.records import Phase, Transition
 from pyvxlan.daemon.requests import EndpointSpec, NetworkSpec
@@ -20,7 +21,7 @@ from pyvxlan.daemon.upkeep import integrity, migrate
 from pyvxlan.daemon.upkeep.migrate import Move
 from tests.kv.labs.lab import Lab
 from tests.kv.labs.local import SqliteLab
-from tests.unit.cluster import Node
+from tests.unit.cluster import MemoryNet, Node
 from tests.unit.memory_net import hex_id
 
 
@@ -91,7 +92,8 @@ class World:
         store = await ClusterStore.open(
             url or self.one, host_id=hex_id(0xB00 + number), opener=self.opener(number)
         )
-        node = Node(store, directory, number)  # type: ignore[arg-type]
+        mirror = await Mirror.open(directory / "mirror.db", store.url)
+        node = Node(store, mirror, MemoryNet(), directory, number)
         self.nodes.append(node)
         await node.start()
         return node

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyvxlan.daemon import api
+from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.memory import MemoryDataplane
 from pyvxlan.daemon.status import Status
@@ -83,6 +84,7 @@ class Doorway:
         node = self.node
         self.status = Status(
             settings=self.settings,
+            store=ClusterStore(node.store, self.settings.store),
             state=node.state,
             local=node.local,
             membership=node.membership,

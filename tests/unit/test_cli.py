@@ -362,6 +362,8 @@ STATUS: dict[str, Any] = {
     "host": {"id": "a" * 32, "name": "h1", "vtep": "fd98::1", "port": 4789},
     "store": {
         "url": "sqlite:///s.db",
+        "configured": "sqlite:///s.db",
+        "move_problem": "",
         "state": "stale",
         "synced": False,
         "stale_s": 5.0,
@@ -410,6 +412,13 @@ def test_status_is_a_page_for_people() -> None:
         "NETWORK   VNI    ENDPOINTS   FRAMES OUT    FRAMES IN    DROPS\n"
         "blue      4097   1           12 (1.2 kB)   3 (2.5 MB)   3"
     )
+
+
+def test_status_says_that_the_cluster_has_moved() -> None:
+    moved = {**STATUS["store"], "configured": "etcd://h1", "move_problem": "no library"}
+    lines = cli_format.status_text({**STATUS, "store": moved}).splitlines()
+    assert "problem:        the cluster has moved, not this host: no library" in lines
+    assert "problem:        the cluster has left etcd://h1: change the setting" in lines
 
 
 def test_status_without_forwarder_says_where_to_look() -> None:

@@ -156,3 +156,16 @@ def test_files_are_the_owners_alone(tmp_path: Path) -> None:
     assert files
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
     local.close()
+
+
+def test_store_that_the_cluster_left_stays_left(tmp_path: Path) -> None:
+    local = LocalRecords(tmp_path)
+    assert local.store_for("etcd://h1") == "etcd://h1"
+    local.remember_store("etcd://h1", "zk://h2")
+    local.close()
+    again = LocalRecords(tmp_path)
+    assert again.store_for("etcd://h1") == "zk://h2"
+    assert again.store_for("etcd://h3") == "etcd://h3"
+    again.remember_store("etcd://h1", "etcd://h1")
+    assert again.store_for("etcd://h1") == "etcd://h1"
+    again.close()
