@@ -33,6 +33,7 @@ LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
 
 REMOTES: Mapping[str, Callable[..., Server]] = {
     "etcd": EtcdServer,
+    "zookeeper": ZookeeperServer,
 }
 """By kind: makes a server of its own, for outages; called as `Server` is."""
 

@@ -68,6 +68,8 @@ class Island:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # The kernel removes a namespace's links some time after it; the next island has this name.
+        subprocess.run(["ip", "link", "delete", self.link], capture_output=True, check=False)
         _run("ip", "netns", "delete", self.name)
 
     def cut(self) -> None:

@@ -61,6 +61,10 @@ class ZookeeperServer(Server):
         """As a store's URL names it."""
         return f"{self.address}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        return f"zk://{self.member}/test/v1"
+
     def words(self) -> Sequence[str]:
         settings = dict(self.settings)
         for number, (address, quorum, election) in self.members.items():
