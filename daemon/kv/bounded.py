@@ -27,7 +27,7 @@ from pyvxlan.daemon.kv.store import (
 T = TypeVar("T")
 CALL_S = 3.0
 """How long a read or a change of single keys may take."""
-LIST_S = 10.0
+LIST_S = 5.0
 """How long a list may take: that of 20,000 endpoints takes some 3 s on the slowest store."""
 REMEDY = "start it or repair the way to it, then try again; what runs goes on meanwhile"
 
