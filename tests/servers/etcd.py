@@ -9,6 +9,9 @@ from pathlib import Path
 
 from tests.servers.process import Server, free_port
 
+FAST = ("--heartbeat-interval=20", "--election-timeout=200")
+"""A member alone waits that long at its start for a leader to appear."""
+
 
 class EtcdServer(Server):
     """One member of a cluster; alone, unless `peers` names others.
@@ -57,6 +60,7 @@ class EtcdServer(Server):
             f"--listen-peer-urls={peer}",
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster={cluster}",
+            *(FAST if len(self.peers) == 1 else ()),
             *self.flags,
         ]
 

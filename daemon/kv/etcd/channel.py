@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeAlias
@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 Stream: TypeAlias = "aio.StreamStreamCall[pb.Message, pb.Message]"
 
-CALL_S = 6.0
+CALL_S = 2.5
 """How long a call may take, with every repetition."""
-ATTEMPT_S = 3.0
+ATTEMPT_S = 1.0
 """After that long another member is asked what may be asked twice."""
-CONNECT_S = 2.0
+CONNECT_S = 1.0
 LOOK_S = 0.005
 """Between two looks whether a connection is there."""
 PAUSE_S = 0.1
@@ -51,6 +51,7 @@ REMEMBERED_S = 2.0
 OPTIONS = (
     ("grpc.keepalive_time_ms", 3000),
     ("grpc.keepalive_timeout_ms", 2000),
+    ("grpc.http2.ping_timeout_ms", 2000),  # newer releases wait a minute for a ping otherwise
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", int(1000 * CONNECT_S)),
@@ -118,19 +119,9 @@ class _Member:
             else aio.insecure_channel(self.name, options=OPTIONS)
         )
 
-    async def connect(self, within_s: float) -> bool:
-        """Tells whether there is a connection, at the latest after `within_s`.
-
-        It looks again and again, since gRPC's own wait for a change can't be given up.
-        """
-        deadline = time.monotonic() + within_s
-        while True:
-            state = self.channel.get_state(try_to_connect=True)
-            if state is grpc.ChannelConnectivity.READY:
-                return True
-            if state in _GONE or time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(LOOK_S)
+    def state(self) -> grpc.ChannelConnectivity:
+        """Tells whether there is a connection, and begins to make one if there is none."""
+        return self.channel.get_state(try_to_connect=True)
 
     async def call(
         self, method: pb.Method, request: pb.Message, token: str, within_s: float
@@ -257,10 +248,6 @@ class EtcdChannel:
         """Makes the member the last to be asked."""
         self._named(member_name).failed_at = time.monotonic()
 
-    def renew_token(self) -> None:
-        """Makes the next call authenticate anew."""
-        self._forget(self._token)
-
     @property
     def members(self) -> list[str]:
         """The members' names, as in the URL."""
@@ -273,9 +260,7 @@ class EtcdChannel:
             StoreUnavailableError: It did not answer, or refused.
         """
         member = self._named(member_name)
-        if self._closed:
-            raise self._closed_error(unsure=False)
-        if not await member.connect(CONNECT_S):
+        if await self._first_connected([member], time.monotonic() + CONNECT_S) is None:
             raise StoreUnavailableError(await why_unreachable(member.address, self._context))
         try:
             token = await self._authenticated(member)
@@ -295,24 +280,37 @@ class EtcdChannel:
 
     async def _connected(self, deadline: float) -> _Member:
         """Gives the member that failed longest ago and can be connected to."""
-        if self._closed:
-            raise self._closed_error(unsure=False)
-        for member in sorted(self._members, key=lambda member: member.failed_at):
-            within_s = min(CONNECT_S, deadline - time.monotonic())
-            if within_s > 0 and await member.connect(within_s):
+        order = sorted(self._members, key=lambda member: member.failed_at)
+        found = await self._first_connected(order, min(deadline, time.monotonic() + CONNECT_S))
+        for member in order:
+            if member is found:
                 return member
             member.failed_at = time.monotonic()
         at, reasons = self._unreachable
         if time.monotonic() > at + REMEMBERED_S:
-            found = await asyncio.gather(
-                *(why_unreachable(member.address, self._context) for member in self._members)
-            )
-            reasons = "; ".join(
-                f"{member.name} {reason}"
-                for member, reason in zip(self._members, found, strict=True)
-            )
+            addresses = self.url.members
+            looks = await asyncio.gather(*(why_unreachable(a, self._context) for a in addresses))
+            reasons = "; ".join(map(" ".join, zip(self.members, looks, strict=True)))
             self._unreachable = (time.monotonic(), reasons)
         raise StoreUnavailableError(f"store {self.url} can't be used: {reasons}")
+
+    async def _first_connected(self, members: Sequence[_Member], deadline: float) -> _Member | None:
+        """Connects to all at once and gives the first of them that can be, or None in the end.
+
+        It looks again and again, since gRPC's own wait for a change can't be given up.
+        """
+        while not self._closed:
+            states = [(member, member.state()) for member in members]
+            waits = time.monotonic() < deadline
+            for member, state in states:
+                if state is grpc.ChannelConnectivity.READY:
+                    return member
+                if state not in _GONE and waits:
+                    break
+            else:
+                return None
+            await asyncio.sleep(LOOK_S)
+        raise self._closed_error(unsure=False)
 
     async def _authenticated(self, member: _Member) -> str:
         """Gives the token to send; empty if there is none to send."""
@@ -341,8 +339,8 @@ class EtcdChannel:
             if "invalid user ID or password" not in details:
                 raise
             refusal = StoreUnavailableError(
-                f"etcd {member.name} refuses user {self.url.user} with the password in "
-                f"{self.url.password_file}: correct them, or set it with etcdctl user passwd"
+                f"store {self.url}: {member.name} refuses user {self.url.user} with the password "
+                f"in {self.url.password_file}: correct them, or set it with etcdctl user passwd"
             )
         else:
             return str(answer.token)
@@ -365,7 +363,7 @@ class EtcdChannel:
             reason = f"raft term {now.raft_term} after {before.raft_term}"
         if reason and self.seen == before:
             self.seen = now
-            self.replaced(f"etcd {member.name} is another store, or was restored: {reason}")
+            self.replaced(f"{member.name} serves another store, or one restored: {reason}")
         elif not reason and now.revision >= self.seen.revision:
             self.seen = now
 
@@ -376,7 +374,7 @@ class EtcdChannel:
     def _explain(self, error: aio.AioRpcError, member: _Member) -> StoreError:
         """Turns etcd's answer into ours, with the remedy."""
         details = error.details() or str(error.code())
-        about = f"etcd {member.name}"
+        about = f"store {self.url}: {member.name}"
         if "lease not found" in details:
             return StoreConflictError(f"{about}: the session has expired")
         if "required revision has been compacted" in details:
@@ -387,7 +385,7 @@ class EtcdChannel:
                 prefix = self.url.prefix
                 return StoreUnavailableError(f"{about} {text.format(user=user, prefix=prefix)}")
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            details = "did not answer in time"
+            return StoreUnavailableError(f"{about} did not answer in time")
         return StoreUnavailableError(f"{about}: {details}")
 
 

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 """Between two looks at what is due."""
+QUIET_S = 4.0
+"""After that long it asks anyhow: etcd cuts a connection that pings every 3 s and says nothing."""
 ROUND_S = 2.0
 """After that long without an answer another member is asked."""
 
@@ -36,6 +38,7 @@ class Sessions:
         self._keys = keys
         self._leases: dict[int, Lease] = {}
         self._stream: tuple[str, Stream] | None = None
+        self._asked_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def open(self, ttl_s: float) -> Lease:
@@ -88,7 +91,8 @@ class Sessions:
     async def _run(self) -> None:
         while True:
             now = time.monotonic()
-            due = [lease_id for lease_id, lease in self._leases.items() if lease.due(now)]
+            quiet = now >= self._asked_at + QUIET_S
+            due = [lease_id for lease_id, lease in self._leases.items() if quiet or lease.due(now)]
             if due:
                 try:
                     async with asyncio.timeout(ROUND_S):
@@ -107,7 +111,7 @@ class Sessions:
         if self._stream is None:
             self._stream = await self._channel.stream(pb.LEASE_KEEP_ALIVE)
         _, call = self._stream
-        asked_at = time.monotonic()
+        self._asked_at = asked_at = time.monotonic()
         for lease_id in due:
             await call.write(pb.LeaseKeepAliveRequest(ID=lease_id))
         for _ in due:

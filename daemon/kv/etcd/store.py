@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 5000
 """How many records are read in one piece."""
-LIST_S, LIST_ATTEMPT_S = 20.0, 10.0
+LIST_S, LIST_ATTEMPT_S = 9.0, 5.0
 LISTS_AT_ONCE = 4
 """So that a host that reads everything anew leaves etcd time for others."""
 
