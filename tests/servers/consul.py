@@ -51,6 +51,10 @@ class ConsulServer(Server):
         self.context: ssl.SSLContext | None = None
         """How `call` speaks TLS, if it does."""
 
+    @property
+    def url(self) -> str:
+        return f"consul://{self.address}:{self.port}/test/v1"
+
     def words(self) -> Sequence[str]:
         assert PROGRAM.exists(), f"there is no Consul to test against: build it with {BUILD}"
         config = self.directory / "consul.json"
