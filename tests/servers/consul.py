@@ -46,6 +46,8 @@ class ConsulServer(Server):
         self.servers = servers
         self.join = list(join)
         self.settings = dict(settings or {})
+        self.options = ""
+        """What its URL says after the prefix."""
         self.token = ""
         """What `call` shows."""
         self.context: ssl.SSLContext | None = None
@@ -53,7 +55,7 @@ class ConsulServer(Server):
 
     @property
     def url(self) -> str:
-        return f"consul://{self.address}:{self.port}/test/v1"
+        return f"consul://{self.address}:{self.port}/test/v1{self.options}"
 
     def words(self) -> Sequence[str]:
         assert PROGRAM.exists(), f"there is no Consul to test against: build it with {BUILD}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -16,11 +18,18 @@ from typing import Self
 
 
 def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port that nobody has at the moment."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
-        sock.bind((address, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A TCP port that nobody has at the moment.
+
+    It is none that the kernel gives to clients: one that calls a server again and again while that
+    is away would at some time get the server's own port, and be connected to itself.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                sock.bind((address, port))
+                return port
 
 
 class Server(ABC):

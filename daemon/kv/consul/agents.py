@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
+from weakref import WeakSet
 
 import aiohttp
 from yarl import URL
@@ -23,10 +26,15 @@ from pyvxlan.daemon.kv.url import Member, StoreUrl, read_secret
 
 log = logging.getLogger(__name__)
 
-CONNECT_S = 2.0
-ANSWER_S = 10.0
-"""How long an answer may take. An agent without a leader waits for one for 7 s before it says so
-(`rpc_hold_timeout`)."""
+CONNECT_S = 1.0
+ANSWER_S = 2.5
+"""How long one agent may take; less than `BoundedStore` allows, so that the next one is asked."""
+GOODBYE_S = 0.05
+"""For the ends of TLS connections, which aiohttp does not wait for."""
+EXPLAIN_S = 0.4
+"""How long an agent that took too long may take to say whether it knows a leader. Without one it
+holds a request for 7 s before it says so (`rpc_hold_timeout`)."""
+LEADERLESS = "knows no leader: do most servers run, and can it reach them?"
 NOT_APPLIED = ("No cluster leader", "No known Consul servers")
 """What an agent says that could hand a request to nobody."""
 
@@ -64,9 +72,10 @@ class Agents:
         self._members = url.members
         self._current = 0
         self._secrets = _Secrets(url)
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         # No limit: each watched prefix holds a connection, and a request must not wait for one.
         self._http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=self._socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             middlewares=(_never_twice,),
         )
@@ -159,7 +168,8 @@ class Agents:
                 f"{name} {await why_unreachable(member, context)}"
             ) from error
         except TimeoutError as error:
-            raise lost(f"{name} gave no answer in {timeout_s:g} s") from error
+            why = await self._why_silent(member, timeout_s)
+            raise lost(f"{name} {why}") from error
         except (aiohttp.ClientError, _BrokenError) as error:
             why = await why_unreachable(member, context) if context else "broke the connection"
             raise lost(f"{name} {why} ({error})") from error
@@ -168,6 +178,28 @@ class Agents:
     async def close(self) -> None:
         """Closes the connections."""
         await self._http.close()
+        # A TLS connection whose request was interrupted waits for the other side's goodbye, which
+        # comes when the query has ended there.
+        for open_socket in [each for each in self._sockets if each.fileno() != -1]:
+            with contextlib.suppress(OSError):
+                open_socket.shutdown(socket.SHUT_RDWR)
+        if self._url.tls:
+            await asyncio.sleep(GOODBYE_S)
+
+    def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        made = socket.socket(*info[:3])
+        self._sockets.add(made)
+        return made
+
+    async def _why_silent(self, member: Member, timeout_s: float) -> str:
+        silence = f"gave no answer in {timeout_s:g} s"
+        if timeout_s <= EXPLAIN_S:
+            return silence
+        try:
+            reply = await self.ask_member(member, "GET", "/v1/status/leader", timeout_s=EXPLAIN_S)
+        except StoreError:
+            return silence
+        return LEADERLESS if reply.body.strip() == b'""' else silence
 
     def _leave(self, member: Member) -> None:
         """Turns to the next agent, unless somebody has done so already."""
@@ -200,7 +232,7 @@ class Agents:
                 )
             case status if status >= 500:
                 if any(words in text for words in NOT_APPLIED):
-                    raise StoreUnavailableError(f"{name} knows no leader: do most servers run?")
+                    raise StoreUnavailableError(f"{name} {LEADERLESS}")
                 raise lost(f"{name} failed: {text} ({status})")
             case status:
                 raise StoreError(f"{name} refuses the request: {text} ({status})")

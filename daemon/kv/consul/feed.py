@@ -25,6 +25,8 @@ BURST = 10.0
 """Answers a second in the long run, and how many may come at once before that."""
 PRICE_BYTES = 64 * 1024
 """An answer of this size counts as one more."""
+PAUSE_MAX_S = 10.0
+"""The longest wait before the next question, however large the answers are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,11 @@ class Feed:
         self._request: asyncio.Task[Listing] | None = None
         self._task: asyncio.Task[NoReturn] | None = None
         self._pace = Pace(RATE, BURST)
+
+    @property
+    def index(self) -> int:
+        """Of the newest answer from the store as it is known; 0 before that."""
+        return 0 if self._known is None or self._anew else self._known.index
 
     @property
     def idle(self) -> bool:
@@ -151,7 +158,14 @@ class Feed:
             self._watchers.reset()
         else:
             changes, is_older = compare(self._known, listing)
-            if not await self._is_same(changes, len(self._known.items), is_older=is_older):
+            gone = sum(isinstance(change, Removal) for change in changes)
+            if is_older:
+                self._restored()
+            elif listing.index <= self._known.index or gone * 2 > len(self._known.items):
+                # A restored server ends its queries with the old state, and waits in the next one
+                # for an index that is far away.
+                await self._verify()
+            if self.index == 0:
                 return 0
             self._known = listing
             self._watchers.publish(changes)
@@ -159,14 +173,6 @@ class Feed:
         self._watchers.mark_live()
         # It goes back when the last deletions are forgotten, and would then be waited for in vain.
         return listing.index if listing.index >= index else 0
-
-    async def _is_same(self, changes: Sequence[Change], known: int, *, is_older: bool) -> bool:
-        """Tells whether these are changes of the known store, and not of one in its place."""
-        if is_older:
-            self._restored()
-        elif sum(isinstance(change, Removal) for change in changes) * 2 > known:
-            await self._verify()
-        return not self._anew
 
 
 class Pace:
@@ -186,7 +192,8 @@ class Pace:
     def pay(self, price: float, now: float | None = None) -> float:
         """Takes tokens; returns the seconds until there are as many as were taken."""
         now = time.monotonic() if now is None else now
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate) - price
+        tokens = min(self._burst, self._tokens + (now - self._at) * self._rate) - price
+        self._tokens = max(tokens, -PAUSE_MAX_S * self._rate)
         self._at = now
         return max(0.0, -self._tokens / self._rate)
 

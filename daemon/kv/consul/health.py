@@ -23,6 +23,8 @@ from pyvxlan.daemon.kv.consul.verbs import (
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
 from pyvxlan.daemon.kv.url import Member, StoreUrl
 
+LOOK_S = 8.0
+"""Enough for an agent without a leader to say so."""
 VERSION_MIN = (1, 11)
 """Older ones don't say when a token may not see keys, which then look deleted."""
 
@@ -50,7 +52,7 @@ async def _look_at(agents: Agents, url: StoreUrl, member: Member) -> tuple[Membe
     asked_at = time.monotonic()
     try:
         path = key_path(f"{url.prefix}/", CLUSTER_KEY, "raw&consistent")
-        reply = await agents.ask_member(member, "GET", path)
+        reply = await agents.ask_member(member, "GET", path, timeout_s=LOOK_S)
     except StoreError as error:
         return MemberHealth(address, str(error)), ""
     latency_s = time.monotonic() - asked_at

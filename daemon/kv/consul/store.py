@@ -44,14 +44,16 @@ from pyvxlan.daemon.kv.watching import check_key, check_ttl, check_txn
 
 log = logging.getLogger(__name__)
 
-WAIT_S = 300
-"""How long a blocking query waits for a change; an answer without one is the whole prefix again."""
+WAIT_S = 60
+"""How long a blocking query waits for a change; an answer without one is the whole prefix again.
+An agent holds the connection of a query that was given up until that time is over, and allows 200
+connections to a client (`http_max_conns_per_client`)."""
 BEAT_S = 3.0
 """Between two looks whether the store answers, which a blocking query can't tell."""
-BEAT_ANSWER_S = 4.0
+LIST_S = 9.0
+"""How long one agent may take for all that is below a prefix."""
 FEEDS_MAX = 64
-"""Prefixes followed one by one; an agent allows 200 connections to a client
-(`http_max_conns_per_client`)."""
+"""Prefixes that are followed one by one; further ones share wider queries."""
 TTL_MAX_S = 86400.0
 """Of a session in Consul."""
 
@@ -74,6 +76,9 @@ class ConsulStore:
         self._leases: dict[Lease, asyncio.Task[None]] = {}
         self._cluster = ""
         self._index = 0
+        """The highest one seen: of the newest change to any key of Consul's."""
+        self._era = 0
+        """Counts the stores that took each other's place."""
         self._verifying: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[NoReturn] | None = None
         self._stale = False
@@ -165,7 +170,7 @@ class ConsulStore:
         await self._agents.close()
 
     async def _list(self, prefix: str, index: int) -> Listing:
-        query, timeout_s = "recurse&consistent", ANSWER_S
+        query, timeout_s = "recurse&consistent", LIST_S
         if index:
             query += f"&index={index}&wait={WAIT_S}s"
             timeout_s += WAIT_S * 17 / 16  # the server adds up to a sixteenth
@@ -228,10 +233,11 @@ class ConsulStore:
         await asyncio.shield(self._verifying)
 
     async def _identify(self) -> None:
+        era, known = self._era, max(self._index, *(feed.index for feed in self._feeds.values()), 0)
         try:
             cluster = await self._cluster_id()
             # Nothing is there, so the index is that of the newest change to any key of Consul's.
-            reply = await self._read(HIDDEN + "none", "recurse&consistent", BEAT_ANSWER_S)
+            reply = await self._read(HIDDEN + "none", "recurse&consistent")
         except StoreError as error:
             if not self._stale:
                 self._stale = True
@@ -240,16 +246,16 @@ class ConsulStore:
         if self._stale:
             self._stale = False
             log.info("store live url=%s", self._url)
-        if self._cluster not in {"", cluster}:
+        if era == self._era and self._cluster not in {"", cluster}:
             self._begin_anew("it was emptied, or is another one")
-        elif reply.index < self._index:
+        elif era == self._era and reply.index < known:
             self._restored()
         self._cluster, self._index = cluster, reply.index
 
     async def _cluster_id(self) -> str:
         """Reads the id that the prefix was given at its first use; gives it one."""
         while True:
-            reply = await self._read(CLUSTER_KEY, "raw&consistent", BEAT_ANSWER_S)
+            reply = await self._read(CLUSTER_KEY, "raw&consistent")
             if reply.status == 200:
                 return reply.body.decode(errors="replace")
             check, op = (
@@ -265,6 +271,7 @@ class ConsulStore:
     def _begin_anew(self, cause: str) -> None:
         log.warning("store replaced url=%s cause=%s", self._url, cause)
         self._index = 0
+        self._era += 1
         for lease, task in self._leases.items():
             lease.mark_lost()
             task.cancel()
@@ -285,7 +292,7 @@ class ConsulStore:
                 continue
             path = f"/v1/session/renew/{lease.id}"
             try:
-                reply = await self._agents.ask("PUT", path, timeout_s=BEAT_ANSWER_S)
+                reply = await self._agents.ask("PUT", path)
             except StoreError as error:
                 log.debug("session not renewed id=%s cause=%s", lease.id, error)
                 continue
