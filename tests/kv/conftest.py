@@ -32,6 +32,7 @@ LABS: Mapping[str, Callable[[pytest.FixtureRequest, Path], Lab]] = {
 
 
 REMOTES: Mapping[str, Callable[..., Server]] = {
+    "consul": ConsulServer,
     "etcd": EtcdServer,
     "zookeeper": ZookeeperServer,
 }

@@ -40,9 +40,8 @@ class ConsulServer(Server):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(directory, address=address, netns=netns)
-        self.port = free_port(address)
-        self.serf = f"{address}:{free_port(address)}"
-        self.rpc_port = free_port(address)
+        self.port, self.rpc_port = free_port(), free_port()
+        self.serf = f"{address}:{free_port()}"
         self.servers = servers
         self.join = list(join)
         self.settings = dict(settings or {})
