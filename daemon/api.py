@@ -7,14 +7,10 @@ handler calls one verb of `Service`.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import secrets
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
@@ -31,14 +27,16 @@ from pyvxlan.daemon.documents import (
     parse_empty_request,
     parse_network_request,
 )
-from pyvxlan.daemon.errors import ConfigError, DaemonError, InvalidError, NotFoundError
+from pyvxlan.daemon.errors import DaemonError, InvalidError, NotFoundError
 from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Sandbox
 from pyvxlan.daemon.service import Service
+from pyvxlan.daemon.unixsocket import serving
+
+__all__ = ["Api", "Sandboxes", "answer_errors", "serving"]
 
 log = logging.getLogger(__name__)
 
 BODY_MAX_BYTES = 128 * 1024
-SHUTDOWN_S = 5.0
 STALE_HEADER = "Pyvxlan-Stale-Seconds"
 """In answers while the store is away: for how long."""
 
@@ -235,42 +233,6 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
             "request failed id=%s method=%s path=%s", number, request.method, request.path
         )
         return _refusal(f"internal error {number}: see the daemon's log for it", 500)
-
-
-@contextlib.asynccontextmanager
-async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
-    """Serves on a unix socket while inside.
-
-    The socket replaces whatever is at `path`, which its caller has made sure belongs to nobody
-    alive, in one step: clients never find it missing or open to others.
-
-    Raises:
-        ConfigError: The socket can't be made.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    sock = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        beside.unlink(missing_ok=True)
-        sock.bind(str(beside))
-        beside.rename(path)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"API socket {path} can't be made: {error}") from error
-    finally:
-        os.umask(before)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
-    await web.SockSite(runner, sock, backlog=128).start()
-    try:
-        yield
-    finally:
-        _remove(path)
-        await runner.cleanup()
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _explanation(request: web.Request, error: web.HTTPException) -> str:

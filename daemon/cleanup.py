@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 RUN_FILES = ("api.sock", "forwarder.*", "successor.*", "lock")
 STATE_FILES = (
+    "docker.*",
     "endpoints/*",
     "withdrawn/*",
     "mirror.db*",

@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +25,8 @@ from pyvxlan.daemon.model import DEFAULT_UDP_PORT, MTU_MIN_BYTES
 DEFAULT_PATH = Path("/etc/pyvxlan/config.toml")
 ENVIRONMENT_PREFIX = "PYVXLAN_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+DOCKER_PLUGIN = Path("/run/docker/plugins/pyvxlan.sock")
+"""One of the places in which Docker looks for plug-ins; the file's name is the driver's."""
 
 Value: TypeAlias = str | int | float | bool | Path | tuple[str, ...] | None
 
@@ -54,11 +56,21 @@ class Settings:
     resolvers: tuple[str, ...] = ()
     outer_checksum: bool = True
     reconcile_interval_s: float = 3.0
+    plugin_socket: str = "auto"
+    docker_socket: Path = Path("/run/docker.sock")
+    names_address: str = "169.254.53.53"
 
     @property
     def api_socket(self) -> Path:
         """Where the API listens."""
         return self.run_dir / "api.sock"
+
+    @property
+    def plugin_path(self) -> Path | None:
+        """Where Docker finds the plug-in, or None if this daemon is none of Docker's."""
+        if self.plugin_socket == "auto":
+            return DOCKER_PLUGIN if self.run_dir == Path("/run/pyvxlan") else None
+        return Path(self.plugin_socket) if self.plugin_socket else None
 
     @property
     def metrics_endpoint(self) -> tuple[str, int] | None:
@@ -83,6 +95,10 @@ SETTINGS: Mapping[str, str] = {
     "resolvers": "DNS servers for all other names; the host's own if left out",
     "outer_checksum": "whether outer UDP headers get a checksum",
     "reconcile_interval_s": "seconds between two comparisons of everything with what should be",
+    "plugin_socket": 'where Docker finds the plug-in; "auto": the usual place, if run_dir is, too; '
+    '"" for nowhere',
+    "docker_socket": "Docker's API socket",
+    "names_address": "address at which Docker's containers ask for names",
 }
 """Every setting with what it is, in the order of `Settings`."""
 
@@ -284,6 +300,25 @@ def _run_dir(value: Value) -> Path:
     return path
 
 
+def _plugin_socket(value: Value) -> str:
+    if value in {"", "auto"}:
+        return str(value)
+    path = _path(value)
+    if path.suffix != ".sock" or len(os.fsencode(path)) > 90:
+        raise ValueError("must be a path of up to 90 bytes that ends in .sock, auto, or empty")
+    return str(path)
+
+
+def _names_address(value: Value) -> str:
+    try:
+        address = IPv4Address(str(value))
+    except ValueError:
+        raise ValueError("must be an IPv4 address such as 169.254.53.53") from None
+    if address.is_loopback or address.is_multicast or address.is_unspecified:
+        raise ValueError("must be an address that containers can reach: no loopback or multicast")
+    return str(address)
+
+
 def _store(value: Value) -> str:
     text = str(value)
     if not re.fullmatch(r"[a-z][a-z0-9+-]*://.+", text):
@@ -409,6 +444,9 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "resolvers": _resolvers,
     "outer_checksum": lambda value: value,
     "reconcile_interval_s": _between(0.1, 60, " seconds"),
+    "plugin_socket": _plugin_socket,
+    "docker_socket": _path,
+    "names_address": _names_address,
 }
 
 

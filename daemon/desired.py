@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyvxlan.daemon.dataplane import PortConfig
 from pyvxlan.daemon.ipam import mac_for, with_prefix
@@ -16,6 +16,7 @@ from pyvxlan.daemon.model import (
     LocalEndpoint,
     Network,
     gateway_host_ifname,
+    handover_ifname,
     host_ifname,
 )
 from pyvxlan.daemon.net import (
@@ -42,6 +43,19 @@ class Site:
     alias: str
     """Marks links as this daemon's; an endpoint's id follows it."""
     gateway_mtu_bytes: int = 1500
+    names_address: IPv4Address | None = None
+    """Where Docker's containers ask for names; None if this host serves no Docker."""
+
+    @property
+    def names_link(self) -> Link | None:
+        """The link that holds that address in the host's namespace."""
+        if self.names_address is None:
+            return None
+        return Link(
+            mac=mac_for(self.names_address),
+            mtu_bytes=1500,
+            addresses=frozenset({IPv4Interface((self.names_address, 32))}),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,7 @@ class Desired:
     networks: Mapping[str, WantedNetwork] = field(default_factory=dict)
     gateway: Gateway | None = None
     hold: bool = False
+    names: Link | None = None
 
 
 def wanted_network(
@@ -98,7 +113,7 @@ def wanted_network(
     """
     return WantedNetwork(
         id=network.id,
-        overlay=Overlay(netns, _bridge(network), Link(b"", network.mtu_bytes, master=BRIDGE)),
+        overlay=Overlay(netns, _bridge(site, network), Link(b"", network.mtu_bytes, master=BRIDGE)),
         port=PortConfig(
             network.vni, network.mtu_bytes, network.multicast, _flood_rate(network.options)
         ),
@@ -163,14 +178,15 @@ def wanted_gateway(site: Site, networks: Iterable[WantedNetwork]) -> Gateway | N
     )
 
 
-def _bridge(network: Network) -> Link:
+def _bridge(site: Site, network: Network) -> Link:
     gateways = [subnet.gateway for subnet in network.subnets]
     first = min(gateways, key=lambda address: address.version)
     return Link(
         mac=mac_for(first),
         mtu_bytes=network.mtu_bytes,
         ipv6=any(gateway.version == 6 for gateway in gateways),
-        addresses=frozenset(with_prefix(subnet.gateway, subnet.cidr) for subnet in network.subnets),
+        addresses=frozenset(with_prefix(subnet.gateway, subnet.cidr) for subnet in network.subnets)
+        | (site.names_link.addresses if site.names_link else frozenset()),
     )
 
 
@@ -197,6 +213,7 @@ def _attachment(
             ),
         ),
         alias=alias,
+        handover=handover_ifname(here.id) if here.engine_id else "",
     )
     return Attachment(here.id, here.sandbox, overlay, _uplink(site, here, alias))
 

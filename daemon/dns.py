@@ -147,10 +147,18 @@ class NameServer(asyncio.DatagramProtocol):
         resolver: Decides.
         upstream: Is asked where the resolver says so.
         outcomes: Counts what became of each query; shared by all servers.
+        networks_of: Gives an asker's networks by its address, where several containers ask.
     """
 
-    def __init__(self, resolver: Resolver, upstream: Upstream, outcomes: Counter[str]) -> None:
+    def __init__(
+        self,
+        resolver: Resolver,
+        upstream: Upstream,
+        outcomes: Counter[str],
+        networks_of: Callable[[str], Sequence[str]] | None = None,
+    ) -> None:
         self.network_ids: tuple[str, ...] = ()
+        self._networks_of = networks_of or (lambda _asker: self.network_ids)
         self._resolver = resolver
         self._upstream = upstream
         self._outcomes = outcomes
@@ -180,7 +188,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answers at once what is known here; the rest in a task of its own."""
-        verdict = self._resolver.decide(data, self.network_ids)
+        verdict = self._resolver.decide(data, self._networks_of(addr[0]))
         if verdict.forward:
             self._spawn(self._forward_datagram(data, addr))
             return
@@ -224,7 +232,7 @@ class NameServer(asyncio.DatagramProtocol):
                     async with asyncio.timeout(CONNECTION_IDLE_S):
                         size = int.from_bytes(await reader.readexactly(2), "big")
                         query = await reader.readexactly(size)
-                    answer = await self._answer_stream(query)
+                    answer = await self._answer_stream(query, writer)
                     if answer is None:
                         return
                     writer.write(len(answer).to_bytes(2, "big") + answer)
@@ -235,8 +243,9 @@ class NameServer(asyncio.DatagramProtocol):
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer_stream(self, query: bytes) -> bytes | None:
-        verdict = self._resolver.decide(query, self.network_ids)
+    async def _answer_stream(self, query: bytes, writer: asyncio.StreamWriter) -> bytes | None:
+        asker = writer.get_extra_info("peername") or ("",)
+        verdict = self._resolver.decide(query, self._networks_of(asker[0]))
         if verdict.forward:
             return await self._forward(query)
         self._outcomes[verdict.outcome] += 1
@@ -282,6 +291,10 @@ class NameServers:
     def serving(self) -> int:
         """Number of sandboxes that are served."""
         return len(self._servers)
+
+    def server(self, networks_of: Callable[[str], Sequence[str]]) -> NameServer:
+        """Makes a server, for whoever starts and closes it, that knows askers by address."""
+        return NameServer(self._resolver, self._upstream, self.outcomes, networks_of)
 
     async def sync(self) -> None:
         """Opens, changes and closes servers so that each sandbox with an endpoint has one.

@@ -7,9 +7,12 @@ dead can't write, and the network's revision, so that one being removed gets no 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
+from types import MappingProxyType
 
 from pyvxlan.daemon import ipam, records
 from pyvxlan.daemon.errors import (
@@ -151,7 +154,7 @@ class Endpoints:
             taken = await self._taken(network, fresh=attempt > 0)
             addresses = self._choose_addresses(network, wish, taken, fresh=attempt > 0)
             mac = wish.mac or ipam.mac_for(addresses[0].ip)
-            _check_mac(network, addresses, mac)
+            check_mac(network, addresses, mac)
             endpoint = Endpoint(
                 id=endpoint_id,
                 network_id=network.id,
@@ -176,8 +179,16 @@ class Endpoints:
             f"network {network_ref}: too many others take addresses; try again"
         )
 
-    async def publish(self, endpoint: Endpoint, network_revision: Revision | None = None) -> None:
+    async def publish(
+        self,
+        endpoint: Endpoint,
+        network_revision: Revision | None = None,
+        *,
+        held: Mapping[str, Revision] = MappingProxyType({}),
+    ) -> None:
         """Writes an endpoint of this host and its claims, if all of them are free.
+
+        `held` lists claims that are this host's already, with their revisions.
 
         Raises:
             StoreConflictError: Something is taken, the network changed, or this host was
@@ -192,7 +203,7 @@ class Endpoints:
                 PRESENT if network_revision is None else network_revision,
             ),
             Check(key, ABSENT),
-            *(Check(claim, ABSENT) for claim in claims),
+            *(Check(claim, held.get(claim, ABSENT)) for claim in claims),
         ]
         ops = [
             Write(key, records.emit_endpoint(endpoint)),
@@ -203,6 +214,79 @@ class Endpoints:
         except StoreUncertainError:
             if await self._store.get(key) is None:
                 raise
+
+    async def take_over(self, endpoint: Endpoint) -> None:
+        """Publishes an endpoint of this host whose addresses this host has reserved.
+
+        An address that is not reserved any more is claimed anew.
+
+        Raises:
+            ConflictError: A name, address or MAC is taken, or the network is being removed.
+            NotFoundError: The network is gone.
+        """
+        wanted = [
+            records.address_key(endpoint.network_id, address.ip) for address in endpoint.addresses
+        ]
+        for _ in range(ATTEMPTS):
+            found = await self._networks.find(endpoint.network_id)
+            network = found.network
+            if network.state != "up":
+                raise ConflictError(f"network {network.name} is being removed")
+            check_mac(network, endpoint.addresses, endpoint.mac)
+            items = await asyncio.gather(*(self._store.get(key) for key in wanted))
+            mine = records.emit(self._host.id)
+            held = {item.key: item.revision for item in items if item and item.value == mine}
+            try:
+                await self.publish(endpoint, found.item.revision, held=held)
+            except StoreConflictError:
+                if await self.read(network.id, endpoint.id):
+                    return
+                await self._explain_claims(network, endpoint)
+                continue
+            log.info("endpoint created endpoint=%s network=%s", endpoint.id, network.id)
+            return
+        raise StoreConflictError(f"endpoint {endpoint.id[:12]}: its claims keep changing")
+
+    async def describe_anew(self, endpoint: Endpoint) -> Endpoint:
+        """Replaces the names of an endpoint of this host in its record; the rest stays.
+
+        Raises:
+            ConflictError: Another endpoint of the network has the name.
+            NotFoundError: There is no such endpoint.
+        """
+        key = records.endpoint_key(endpoint.network_id, endpoint.id)
+        for _ in range(ATTEMPTS):
+            item = await self._store.get(key)
+            before = parsed_endpoint(item) if item else None
+            if item is None or before is None:
+                raise NotFoundError(f"no endpoint {endpoint.id[:12]}")
+            after = replace(
+                before,
+                name=endpoint.name,
+                aliases=endpoint.aliases,
+                hostname=endpoint.hostname,
+                container_id=endpoint.container_id,
+            )
+            if after == before:
+                return before
+            old, new = (set(records.endpoint_claims(one)) for one in (before, after))
+            checks = [Check(key, item.revision), *(Check(claim, ABSENT) for claim in new - old)]
+            ops: list[Write | Delete] = [Write(key, records.emit_endpoint(after))]
+            ops += [Write(claim, records.emit(endpoint.id)) for claim in new - old]
+            ops += [Delete(claim) for claim in old - new]
+            try:
+                await self._store.txn(checks, ops)
+            except StoreConflictError:
+                for claim in new - old:
+                    if taken := await self._store.get(claim):
+                        network = (await self._networks.find(endpoint.network_id)).network
+                        holder = await self.describe(network, records.parse_claim(taken.value))
+                        raise ConflictError(
+                            f"name {after.name} is taken in network {network.name} by {holder}"
+                        ) from None
+                continue
+            return after
+        raise StoreConflictError(f"endpoint {endpoint.id[:12]}: its record keeps changing")
 
     async def restore(self, endpoint: Endpoint) -> None:
         """Publishes an endpoint of this host again whose record the store has lost.
@@ -218,7 +302,7 @@ class Endpoints:
                 item = await self._store.get(claim)
                 if item and (owner := records.parse_claim(item.value)) != endpoint.id:
                     network = (await self._networks.find(endpoint.network_id)).network
-                    holder = await self._describe(network, owner)
+                    holder = await self.describe(network, owner)
                     raise ConflictError(f"{claim} belongs to {holder} by now") from None
             raise
 
@@ -274,9 +358,7 @@ class Endpoints:
     async def _taken(self, network: Network, *, fresh: bool) -> set[Address]:
         """Lists the addresses that are not free; without `fresh`, from memory where it can."""
         if not fresh and self._state.joined(network.id):
-            endpoints = self._state.endpoints[network.id].values()
-            taken: set[Address] = {a.ip for e in endpoints for a in e.addresses}
-            return taken | {subnet.gateway for subnet in network.subnets}
+            return known_addresses(self._state, network)
         prefix = records.addresses_prefix(network.id)
         claims = await self._store.list(prefix)
         return {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
@@ -309,6 +391,24 @@ class Endpoints:
                 )
         return tuple(chosen)
 
+    async def _explain_claims(self, network: Network, endpoint: Endpoint) -> None:
+        """Raises if something that an endpoint needs belongs to another."""
+        what = {
+            records.address_key(network.id, address.ip): f"address {address.ip}"
+            for address in endpoint.addresses
+        }
+        if endpoint.name:
+            what[records.endpoint_name_key(network.id, endpoint.name)] = f"name {endpoint.name}"
+        what[records.mac_key(network.id, endpoint.mac)] = f"MAC {format_mac(endpoint.mac)}"
+        for key, text in what.items():
+            claim = await self._store.get(key)
+            owner = records.parse_claim(claim.value) if claim else endpoint.id
+            if owner not in {endpoint.id, self._host.id}:
+                holder = await self.describe(network, owner)
+                raise ConflictError(
+                    f"{text} is taken in network {network.name} by {holder}: choose another"
+                )
+
     async def _explain_endpoint(
         self, network: Network, endpoint: Endpoint, wish: EndpointWish
     ) -> None:
@@ -325,12 +425,13 @@ class Endpoints:
             chosen.append((records.mac_key(network.id, wish.mac), f"MAC {format_mac(wish.mac)}"))
         for key, what in chosen:
             if claim := await self._store.get(key):
-                holder = await self._describe(network, records.parse_claim(claim.value))
+                holder = await self.describe(network, records.parse_claim(claim.value))
                 raise ConflictError(
                     f"{what} is taken in network {network.name} by {holder}: choose another"
                 )
 
-    async def _describe(self, network: Network, endpoint_id: str) -> str:
+    async def describe(self, network: Network, endpoint_id: str) -> str:
+        """Names an endpoint and its host, for people."""
         item = await self._store.get(records.endpoint_key(network.id, endpoint_id))
         endpoint = parsed_endpoint(item) if item else None
         if endpoint is None:
@@ -342,7 +443,16 @@ class Endpoints:
         )
 
 
-def _check_mac(network: Network, addresses: Sequence[Interface], mac: bytes) -> None:
+def known_addresses(state: State, network: Network) -> set[Address]:
+    """Lists the addresses of a joined network that are taken, as far as this host knows."""
+    taken: set[Address] = {
+        a.ip for e in state.endpoints.get(network.id, {}).values() for a in e.addresses
+    }
+    taken |= {subnet.gateway for subnet in network.subnets}
+    return taken | {spared for subnet in network.subnets for _, spared in subnet.aux}
+
+
+def check_mac(network: Network, addresses: Sequence[Interface], mac: bytes) -> None:
     """Refuses a chosen MAC that belongs by rule to another address of the network."""
     for subnet in network.subnets:
         if subnet.cidr.version == 6 or mac[:2] != b"\x02\x42":

@@ -14,6 +14,7 @@ from pyvxlan.daemon.operations import (
     DetachPort,
     EnsureBridge,
     EnsureGateway,
+    EnsureNamesLink,
     EnsureNamespace,
     EnsurePort,
     EnsureVeth,
@@ -55,6 +56,9 @@ class Kernel(Protocol):
     async def ensure_gateway(self, wanted: Gateway) -> None:
         """Makes the gateway bridge."""
 
+    async def ensure_names_link(self, wanted: Link) -> None:
+        """Makes the host's link of the name server."""
+
     async def remove_veth(self, netns: str, outer_name: str) -> None:
         """Removes a pair."""
 
@@ -91,6 +95,8 @@ class Executor:
                 await self._net.ensure_port(netns, link)
             case EnsureGateway(gateway=gateway):
                 await self._net.ensure_gateway(gateway)
+            case EnsureNamesLink(link=link):
+                await self._net.ensure_names_link(link)
             case EnsureVeth(sandbox=sandbox, veth=veth):
                 await self._net.ensure_veth(sandbox, veth)
             case RemoveVeth(netns=netns, outer_name=outer_name):

@@ -18,6 +18,7 @@ from pyvxlan.daemon.errors import DaemonError, InvalidError, StoreConflictError
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Store, Write
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
+from pyvxlan.daemon.reservations import Reservations
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -34,15 +35,24 @@ class Collector:
         membership: Its session carries the leadership.
         endpoints: Removes endpoints.
         host: This host.
+        reservations: Gives back what dead hosts had reserved.
     """
 
     def __init__(
-        self, store: Store, state: State, membership: Membership, endpoints: Endpoints, host: Host
+        self,
+        store: Store,
+        state: State,
+        membership: Membership,
+        endpoints: Endpoints,
+        host: Host,
+        *,
+        reservations: Reservations,
     ) -> None:
         self._store = store
         self._state = state
         self._membership = membership
         self._endpoints = endpoints
+        self._reservations = reservations
         self._host = host
         self._absent_since: dict[str, float] = {}
 
@@ -102,6 +112,7 @@ class Collector:
                 if endpoint:
                     await self._endpoints.delete(endpoint, orphan=True, guard=guard)
             checks = [Check(records.alive_key(host_id), ABSENT), guard]
+            await self._reservations.collect(host_id, checks)
             ops = [Delete(records.host_key(host_id))]
             host = self._state.hosts.get(host_id)
             claim = await self._store.get(records.vtep_key(host.vtep)) if host else None

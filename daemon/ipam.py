@@ -7,7 +7,7 @@ Messages name the value and the remedy, since they reach the user as they are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from ipaddress import (
     IPv4Address,
@@ -18,6 +18,7 @@ from ipaddress import (
     ip_network,
 )
 from random import Random
+from types import MappingProxyType
 
 from pyvxlan.daemon.errors import ConflictError, ExhaustedError, InvalidError
 from pyvxlan.daemon.model import Address, Cidr, Interface, Subnet
@@ -25,6 +26,8 @@ from pyvxlan.daemon.records import Pool, derived_mac
 
 RANDOM_TRIES = 64
 SUBNETS_MAX = 8
+AUX_MAX = 12
+"""Addresses of a network that nobody gets; each is a claim, and a transaction has 32 parts."""
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
 """Shortest and longest prefix of a network's subnet, by IP version."""
 
@@ -94,11 +97,14 @@ def parse_subnet(text: str) -> Cidr:
 
 
 def plan_subnets(
-    subnets: Sequence[Cidr], gateways: Sequence[str], ip_ranges: Sequence[str]
+    subnets: Sequence[Cidr],
+    gateways: Sequence[str],
+    ip_ranges: Sequence[str],
+    aux_addresses: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Subnet, ...]:
-    """Joins subnets with the gateways and ranges that lie in them.
+    """Joins subnets with the gateways, ranges and spared addresses that lie in them.
 
-    A subnet without a gateway gets its own first address.
+    A subnet without a gateway gets its own first address that is not spared.
     """
     if len(subnets) > SUBNETS_MAX:
         raise InvalidError(f"{len(subnets)} subnets: a network has at most {SUBNETS_MAX}")
@@ -106,7 +112,8 @@ def plan_subnets(
         for other in subnets[:position]:
             if overlap(cidr, other):
                 raise InvalidError(f"subnets {other} and {cidr} overlap: make them disjoint")
-    planned = {cidr: Subnet(cidr, cidr[1]) for cidr in subnets}
+    spared = _spared(subnets, aux_addresses)
+    planned = {cidr: Subnet(cidr, _first(cidr, spared[cidr]), aux=spared[cidr]) for cidr in subnets}
     chosen: set[Cidr] = set()
     for text in gateways:
         gateway = parse_address(text, "gateway")
@@ -114,25 +121,28 @@ def plan_subnets(
         if cidr in chosen:
             raise InvalidError(f"gateway {text}: subnet {cidr} has one already")
         _check_host(gateway, cidr, "gateway")
+        if any(gateway == address for _, address in spared[cidr]):
+            raise InvalidError(f"gateway {text} is an aux address too: choose another")
         chosen.add(cidr)
         planned[cidr] = replace(planned[cidr], gateway=gateway)
     for text in ip_ranges:
-        try:
-            ip_range = ip_network(text)
-        except ValueError as error:
-            raise InvalidError(
-                f"ip range {text!r} is not a range such as 10.1.0.128/25 ({error})"
-            ) from error
-        cidr = _home(subnets, ip_range.network_address, f"ip range {text}")
-        if not within(ip_range, cidr):
-            raise InvalidError(f"ip range {text} is not within subnet {cidr}")
-        if planned[cidr].ip_range:
-            raise InvalidError(f"ip range {text}: subnet {cidr} has one already")
-        planned[cidr] = replace(planned[cidr], ip_range=ip_range)
+        _add_range(planned, text)
     for subnet in planned.values():
         if subnet.ip_range and not _free_bounds(subnet):
             raise InvalidError(f"ip range {subnet.ip_range} leaves no address to give out")
     return tuple(planned.values())
+
+
+def first_free(cidr: Cidr, spared: Collection[Address]) -> Address:
+    """Gives the lowest host address of a subnet that is not spared.
+
+    Raises:
+        ExhaustedError: There is none.
+    """
+    for step in range(1, len(spared) + 2):
+        if step < cidr.num_addresses - 1 and cidr[step] not in spared:
+            return cidr[step]
+    raise ExhaustedError(f"subnet {cidr} has no address left for the gateway: spare fewer")
 
 
 def parse_address(text: str, what: str) -> Address:
@@ -160,6 +170,8 @@ def static_address(text: str, version: int, subnets: Sequence[Subnet]) -> Interf
     for subnet in subnets:
         if address == subnet.gateway:
             raise InvalidError(f"{flag} {text} is the gateway of {cidr}: choose another address")
+        if any(address == spared for _, spared in subnet.aux):
+            raise InvalidError(f"{flag} {text} is an aux address of {cidr}: choose another")
     return with_prefix(address, cidr)
 
 
@@ -250,6 +262,41 @@ def check_disjoint(cidr: Cidr, used: Iterable[tuple[Cidr, str]]) -> None:
     for other, owner in used:
         if overlap(cidr, other):
             raise ConflictError(f"subnet {cidr} overlaps {other} of {owner}: choose another")
+
+
+def _add_range(planned: dict[Cidr, Subnet], text: str) -> None:
+    try:
+        ip_range = ip_network(text)
+    except ValueError as error:
+        raise InvalidError(
+            f"ip range {text!r} is not a range such as 10.1.0.128/25 ({error})"
+        ) from error
+    cidr = _home(list(planned), ip_range.network_address, f"ip range {text}")
+    if not within(ip_range, cidr):
+        raise InvalidError(f"ip range {text} is not within subnet {cidr}")
+    if planned[cidr].ip_range:
+        raise InvalidError(f"ip range {text}: subnet {cidr} has one already")
+    planned[cidr] = replace(planned[cidr], ip_range=ip_range)
+
+
+def _first(cidr: Cidr, spared: Sequence[tuple[str, Address]]) -> Address:
+    return first_free(cidr, [address for _, address in spared])
+
+
+def _spared(
+    subnets: Sequence[Cidr], aux_addresses: Mapping[str, str]
+) -> dict[Cidr, tuple[tuple[str, Address], ...]]:
+    if len(aux_addresses) > AUX_MAX:
+        raise InvalidError(f"{len(aux_addresses)} aux addresses: a network has at most {AUX_MAX}")
+    spared: dict[Cidr, tuple[tuple[str, Address], ...]] = dict.fromkeys(subnets, ())
+    for name, text in aux_addresses.items():
+        address = parse_address(text, "aux address")
+        cidr = _home(subnets, address, f"aux address {text}")
+        _check_host(address, cidr, "aux address")
+        if any(address == other for _, other in spared[cidr]):
+            raise InvalidError(f"aux address {text} is given twice: once is enough")
+        spared[cidr] += ((name, address),)
+    return spared
 
 
 def _home(subnets: Sequence[Cidr], address: Address, what: str) -> Cidr:

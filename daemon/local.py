@@ -118,6 +118,8 @@ class LocalRecords:
             "ifname": local.ifname,
             "gateway_ifname": local.gateway_ifname,
             "gateway_address": str(local.gateway_address) if local.gateway_address else None,
+            "engine_id": local.engine_id,
+            "names_route": local.names_route,
             "endpoint_record": records.emit_endpoint(endpoint).decode() if endpoint else None,
             "network_record": records.emit_network(network).decode() if network else None,
         }
@@ -231,6 +233,24 @@ class LocalRecords:
         """Drops a remembered value once it was put back."""
         if self._host["sysctls"].pop(name, None) is not None:
             self._save_host()
+
+    def document(self, name: str) -> Mapping[str, Any]:
+        """Reads what `save_document` kept; empty if nothing, or if it is not valid any more."""
+        path = self._dir / f"{name}.json"
+        try:
+            stored = json.loads(path.read_bytes())
+            if isinstance(stored, dict):
+                return stored
+            raise ValueError("not an object")
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            self._set_aside(path, error)
+            return {}
+
+    def save_document(self, name: str, document: Mapping[str, Any]) -> None:
+        """Keeps a document of somebody who owns that name."""
+        self._write(self._dir / f"{name}.json", document)
 
     def _keep(
         self, local: LocalEndpoint, endpoint: Endpoint | None, network: Network | None
@@ -347,6 +367,8 @@ def _parse(document: Mapping[str, Any]) -> tuple[LocalEndpoint, Endpoint | None,
         ifname=str(document["ifname"]),
         gateway_ifname=str(document["gateway_ifname"]),
         gateway_address=None if gateway is None else IPv4Interface(gateway),
+        engine_id=str(document.get("engine_id", "")),
+        names_route=bool(document.get("names_route", False)),
     )
     endpoint, network = document.get("endpoint_record"), document.get("network_record")
     return (

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import click
@@ -36,8 +37,11 @@ from pyvxlan.daemon.config import (
 )
 from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
 from pyvxlan.daemon.dns import NameServers
+from pyvxlan.daemon.dockernames import DockerNames
 from pyvxlan.daemon.errors import DaemonError, NotFoundError
 from pyvxlan.daemon.gc import Collector
+from pyvxlan.daemon.handover import Handover
+from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
@@ -45,6 +49,7 @@ from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.names import Names
 from pyvxlan.daemon.net import Net
+from pyvxlan.daemon.plugin import Plugin
 from pyvxlan.daemon.reconcile import Reconciler
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import EVERYTHING, State
@@ -196,7 +201,7 @@ async def serve(settings: Settings) -> None:
     log.info("daemon stopped pid=%d", os.getpid())
 
 
-async def _start(
+async def _start(  # noqa: PLR0915 - the one place where everything meets
     settings: Settings, stack: contextlib.AsyncExitStack
 ) -> Sequence[asyncio.Task[None]]:
     """Starts every part in order; `stack` stops them in the reverse order.
@@ -204,6 +209,9 @@ async def _start(
     Returns the tasks that run for as long as the daemon does; one that ends has failed.
     """
     stack.enter_context(rundir.held(settings.run_dir))
+    plugin = Plugin()
+    if settings.plugin_path:
+        await stack.enter_async_context(plugin.serving(settings.plugin_path))
     local = LocalRecords(settings.state_dir)
     stack.callback(local.close)
     net = Net(settings, local)
@@ -252,6 +260,10 @@ async def _start(
     )
     stack.push_async_callback(names.close)
     reconciler.after_round = names.sync
+    if settings.plugin_path:
+        asked = DockerNames(names, local, net.names_sockets, IPv4Address(settings.names_address))
+        stack.push_async_callback(asked.close)
+        reconciler.after_round = partial(_sync, names, asked)
     reconciler.on_sandbox_lost = partial(_remove_lost, service)
     status = Status(
         settings=settings,
@@ -267,9 +279,20 @@ async def _start(
         asyncio.create_task(reconciler.run(), name="reconciler"),
         asyncio.create_task(service.keep(), name="repair"),
         asyncio.create_task(
-            Collector(store, state, membership, service.registry, host).run(), name="collector"
+            _collector(store, state, membership, service, host).run(), name="collector"
         ),
     ]
+    if settings.plugin_path:
+        handover = Handover(
+            service=service,
+            state=state,
+            local=local,
+            reconciler=reconciler,
+            net=net,
+            host=host,
+            names_address=IPv4Address(settings.names_address),
+        )
+        background += plugin.connect(settings, handover, state, local, membership)
     stack.push_async_callback(_end, background)
     try:
         await reconciler.settled(EVERYTHING, FIRST_ROUND_S)
@@ -281,6 +304,19 @@ async def _start(
     app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
+
+
+def _collector(
+    store: Store, state: State, membership: Membership, service: Service, host: Host
+) -> Collector:
+    return Collector(
+        store, state, membership, service.registry, host, reservations=service.reservations
+    )
+
+
+async def _sync(names: NameServers, docker: DockerNames) -> None:
+    await names.sync()
+    await docker.sync()
 
 
 def _note_store(local: LocalRecords, mirror: Mirror, configured: str, url: str) -> None:

@@ -32,11 +32,13 @@ DEFAULT_UDP_PORT = 4789
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One range of a network's addresses; `gateway` and `ip_range` lie within `cidr`."""
+    """One range of a network's addresses; everything else lies within `cidr`."""
 
     cidr: Cidr
     gateway: Address
     ip_range: Cidr | None = None
+    aux: tuple[tuple[str, Address], ...] = ()
+    """Addresses that are given to nobody, each with the name that the user gave it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,11 @@ class LocalEndpoint:
     gateway_ifname: str = ""
     """Interface on the gateway bridge, `eth1`; empty if this endpoint has none."""
     gateway_address: IPv4Interface | None = None
+    engine_id: str = ""
+    """The id that Docker has for it, if Docker attaches it: `sandbox` then has no inode, since it
+    need not exist yet."""
+    names_route: bool = False
+    """Whether Docker's container reaches the name server through this one of its interfaces."""
 
 
 def host_ifname(endpoint_id: str) -> str:
@@ -122,6 +129,11 @@ def host_ifname(endpoint_id: str) -> str:
 def gateway_host_ifname(endpoint_id: str) -> str:
     """Names the bridge side of an endpoint's veth on the gateway bridge."""
     return f"g{endpoint_id[:10]}"
+
+
+def handover_ifname(endpoint_id: str) -> str:
+    """Names the container side of a veth in the host's namespace, where Docker fetches it."""
+    return f"d{endpoint_id[:10]}"
 
 
 def format_mac(mac: bytes) -> str:

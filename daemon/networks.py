@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
@@ -133,6 +133,7 @@ class Networks:
         pools: Sequence[records.Pool],
         routed: Sequence[Cidr],
         reserved: Sequence[tuple[Cidr, str]],
+        held: Collection[Cidr] = (),
     ) -> Network:
         """Creates a network: record, name, VNI, subnets and gateway addresses in one step.
 
@@ -141,6 +142,7 @@ class Networks:
             pools: Where subnets come from that the wish leaves open.
             routed: What such a subnet must not touch on this host.
             reserved: What no subnet may touch, with its owner.
+            held: Subnets of the wish that this host has reserved for it.
 
         Raises:
             ConflictError: The name, the VNI or a subnet is taken.
@@ -148,7 +150,11 @@ class Networks:
         """
         for _ in range(ATTEMPTS):
             used_item = await self._store.get(records.POOLS)
-            used = _parsed_pools(used_item)
+            used = {
+                cidr: owner
+                for cidr, owner in parsed_pools(used_item).items()
+                if owner != self._host.id or cidr not in held
+            }
             network = Network(
                 id=secrets.token_hex(16),
                 name=wish.name,
@@ -179,7 +185,7 @@ class Networks:
             StoreConflictError: Another host was faster; look again.
         """
         used_item = await self._store.get(records.POOLS)
-        used = _parsed_pools(used_item)
+        used = parsed_pools(used_item)
         others = [(cidr, f"network {owner}") for cidr, owner in used.items() if owner != network.id]
         for subnet in network.subnets:
             ipam.check_disjoint(subnet.cidr, others)
@@ -231,6 +237,15 @@ class Networks:
             f"network {network.name} is in use by {', '.join(shown)}: detach them first"
         )
 
+    async def owned(self, used: Mapping[Cidr, str]) -> list[tuple[Cidr, str]]:
+        """Gives used subnets with a name for each one's owner."""
+        names = {network.id: f"network {network.name}" for network in await self.all()}
+        names |= {
+            host.id: f"a network that host {host.name} is making"
+            for host in self._state.hosts.values()
+        }
+        return [(cidr, names.get(owner, f"network {owner}")) for cidr, owner in used.items()]
+
     async def _choose_subnets(
         self,
         wish: NetworkWish,
@@ -240,8 +255,7 @@ class Networks:
         reserved: Sequence[tuple[Cidr, str]],
     ) -> tuple[Subnet, ...]:
         if wish.subnets:
-            names = {network.id: network.name for network in await self.all()}
-            owned = [(cidr, f"network {names.get(nid, nid)}") for cidr, nid in used.items()]
+            owned = await self.owned(used)
             for cidr in wish.subnets:
                 ipam.check_disjoint(cidr, [*owned, *reserved])
         subnets = list(wish.subnets)
@@ -252,7 +266,7 @@ class Networks:
             v6 = [pool for pool in pools if pool.base.version == 6]
             v6 = v6 or [ipam.unique_local_pool(self._cluster())]
             subnets.append(ipam.next_pool(v6, used, routed))
-        return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges)
+        return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges, wish.aux_addresses)
 
     async def _publish_network(
         self, network: Network, used_item: Item | None, used: Mapping[Cidr, str]
@@ -274,10 +288,7 @@ class Networks:
                     Write(key, records.emit_network(network)),
                     Write(name_key, owner),
                     Write(vni_key, owner),
-                    *(
-                        Write(records.address_key(network.id, subnet.gateway), owner)
-                        for subnet in network.subnets
-                    ),
+                    *(Write(claim, owner) for claim in records.network_claims(network)),
                 ],
             )
         except StoreUncertainError:
@@ -312,7 +323,7 @@ class Networks:
     async def _delete_network(self, network: Network, item: Item) -> None:
         used_item = await self._store.get(records.POOLS)
         used = {
-            cidr: owner for cidr, owner in _parsed_pools(used_item).items() if owner != network.id
+            cidr: owner for cidr, owner in parsed_pools(used_item).items() if owner != network.id
         }
         pools = records.emit_pools(records.PoolUse(used))
         await self._store.txn(
@@ -325,10 +336,7 @@ class Networks:
                 Delete(records.network_name_key(network.name)),
                 Delete(records.vni_key(network.vni)),
                 Write(records.POOLS, pools),
-                *(
-                    Delete(records.address_key(network.id, subnet.gateway))
-                    for subnet in network.subnets
-                ),
+                *(Delete(claim) for claim in records.network_claims(network)),
             ],
         )
 
@@ -374,7 +382,8 @@ def _parsed_network(item: Item) -> Network | None:
         return None
 
 
-def _parsed_pools(item: Item | None) -> Mapping[Cidr, str]:
+def parsed_pools(item: Item | None) -> Mapping[Cidr, str]:
+    """Reads the record of used subnets; one that is not there is empty."""
     if item is None:
         return {}
     try:

@@ -88,6 +88,14 @@ class EnsureGateway(Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnsureNamesLink(Operation):
+    """Makes the host's link of the name server what it should be."""
+
+    link: Link
+    faults: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnsureVeth(Operation):
     """Connects a sandbox to a bridge, or puts right what connects it."""
 
@@ -143,6 +151,7 @@ NetOp: TypeAlias = (
     | EnsureBridge
     | EnsurePort
     | EnsureGateway
+    | EnsureNamesLink
     | EnsureVeth
     | RemoveVeth
     | RemoveNamespace
@@ -214,6 +223,8 @@ def _net_after(net: Observed, op: NetOp) -> Observed:
             return _with_links(net, op.netns, _links_of(op))
         case EnsureGateway(gateway=gateway):
             return replace(net, gateway=gateway)
+        case EnsureNamesLink(link=link):
+            return replace(net, names=link)
         case EnsureVeth(veth=veth):
             return _with_veth(net, veth)
         case RemoveVeth(netns=netns, outer_name=outer_name):

@@ -18,6 +18,7 @@ from pyvxlan.daemon.operations import (
     DetachPort,
     EnsureBridge,
     EnsureGateway,
+    EnsureNamesLink,
     EnsureNamespace,
     EnsurePort,
     EnsureVeth,
@@ -38,6 +39,8 @@ def plan(desired: Desired, actual: Actual) -> list[Op]:
         operations += _plan_removals(desired, actual)
     if desired.gateway and not _same_gateway(desired.gateway, actual.net.gateway):
         operations.append(EnsureGateway(gateway=desired.gateway))
+    if desired.names and (wrong := faults(desired.names, actual.net.names)):
+        operations.append(EnsureNamesLink(link=desired.names, faults=wrong))
     for network in desired.networks.values():
         operations += _plan_network(network, actual)
     return operations
@@ -110,10 +113,9 @@ def _plan_network(wanted: WantedNetwork, actual: Actual) -> Iterator[Op]:
     for attachment in wanted.attachments:
         for veth in attachment.veths:
             outer = links if veth.netns else actual.net.uplinks
-            wrong = (
-                *faults(veth.outer, outer.get(veth.outer_name)),
-                *faults(veth.inner, actual.net.inner.get(veth.outer_name)),
-            )
+            wrong = faults(veth.outer, outer.get(veth.outer_name))
+            if not veth.handover:
+                wrong += faults(veth.inner, actual.net.inner.get(veth.outer_name))
             if wrong:
                 yield EnsureVeth(
                     scope=scope,

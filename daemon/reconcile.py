@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
 
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import Dataplane
@@ -87,7 +88,8 @@ class Reconciler:
         self._dataplane = dataplane
         self._executor = Executor(net, dataplane)
         self._interval_s = settings.reconcile_interval_s
-        self._site = Site(host, alias_of(host.id))
+        names = IPv4Address(settings.names_address) if settings.plugin_path else None
+        self._site = Site(host, alias_of(host.id), names_address=names)
         self._sandboxes = Sandboxes(net.sandbox_alive, self._sandbox_changed)
         self._wanted: dict[str, WantedNetwork] = {}
         self._actual: Actual | None = None
@@ -117,10 +119,8 @@ class Reconciler:
         self._wake.set()
 
     def sandboxes(self) -> tuple[LocalEndpoint, ...]:
-        """The local endpoints whose sandbox lives, as far as is known."""
-        return tuple(
-            here for here in self._local.endpoints.values() if here.id not in self._sandboxes.lost
-        )
+        """The local endpoints whose sandbox lives, as far as is known; without Docker's."""
+        return tuple(here for here in self._own().values() if here.id not in self._sandboxes.lost)
 
     def problems(self) -> tuple[str, ...]:
         """What could not be done in the last round, for people."""
@@ -204,7 +204,7 @@ class Reconciler:
         failures: list[tuple[Op | None, Exception]] = []
         try:
             full = self._unknown or time.monotonic() >= self._next_full
-            self._sandboxes.check(self._local.endpoints, everyone=full)
+            self._sandboxes.check(self._own(), everyone=full)
             desired = await self._derive()
             actual = self._actual if not full else None
             if actual is None:
@@ -228,6 +228,10 @@ class Reconciler:
         self._served = serving
         self._pulse.set()
         self._pulse = asyncio.Event()
+
+    def _own(self) -> dict[str, LocalEndpoint]:
+        """The local endpoints whose sandbox is this daemon's concern: Docker's tells Docker."""
+        return {id_: here for id_, here in self._local.endpoints.items() if not here.engine_id}
 
     async def _derive(self) -> Desired:
         """Says what should be; of networks that are not dirty, what it said before."""
@@ -258,7 +262,7 @@ class Reconciler:
             for nid, pairs in local.items()
         }
         gateway = wanted_gateway(self._site, self._wanted.values())
-        return Desired(dict(self._wanted), gateway, hold)
+        return Desired(dict(self._wanted), gateway, hold, self._site.names_link)
 
     def _derive_network(
         self, nid: str, pairs: Sequence[tuple[LocalEndpoint, Endpoint]]

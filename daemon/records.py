@@ -141,6 +141,15 @@ def mac_key(network_id: str, mac: bytes) -> str:
     return f"mac/{network_id}/{format_mac(mac)}"
 
 
+def network_claims(network: Network) -> list[str]:
+    """Lists the addresses that a network itself holds: gateways, and what is given to nobody."""
+    return [
+        address_key(network.id, address)
+        for subnet in network.subnets
+        for address in (subnet.gateway, *(spared for _, spared in subnet.aux))
+    ]
+
+
 def derived_mac(address: Address) -> bytes:
     """Gives 02:42 followed by the IPv4 address, or by the last four bytes of an IPv6 one."""
     return b"\x02\x42" + address.packed[-4:]
@@ -236,6 +245,7 @@ def emit_network(network: Network) -> bytes:
             "subnets": [
                 {"cidr": str(subnet.cidr), "gw": str(subnet.gateway)}
                 | ({"range": str(subnet.ip_range)} if subnet.ip_range else {})
+                | ({"aux": {name: str(ip) for name, ip in subnet.aux}} if subnet.aux else {})
                 for subnet in network.subnets
             ],
             "mtu": network.mtu_bytes,
@@ -597,6 +607,10 @@ def _subnet(entry: Json) -> Subnet:
         ip_range = _converted(entry, "range", ip_network)
         if ip_range.version != cidr.version or not ip_range.subnet_of(cidr):  # type: ignore[arg-type]
             raise InvalidError(f"range {ip_range} is not within {cidr}")
-    if gateway not in cidr:
-        raise InvalidError(f"gateway {gateway} is not within {cidr}")
-    return Subnet(cidr, gateway, ip_range)
+    aux = tuple(
+        (name, _convert("aux", ip, ip_address)) for name, ip in _texts(entry, "aux").items()
+    )
+    for what, address in (("gateway", gateway), *aux):
+        if address not in cidr:
+            raise InvalidError(f"{what} {address} is not within {cidr}")
+    return Subnet(cidr, gateway, ip_range, aux)

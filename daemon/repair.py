@@ -65,6 +65,8 @@ class Repair:
         disconnect: Callable[[str], Awaitable[None]],
         fence_s: float = FENCE_S,
     ) -> None:
+        self.joining: set[str] = set()
+        """Endpoints that are here, and whose record somebody else is about to write."""
         self.unattached: dict[str, str] = {}
         """Endpoints that this process knows to have no sandbox yet, or no longer, with their
         networks."""
@@ -107,6 +109,8 @@ class Repair:
         stored = await self._endpoints.owned(self._membership.host_id)
         failures: list[DaemonError] = []
         for endpoint_id, endpoint in list(self._local.records.items()):
+            if endpoint_id in self.joining:
+                continue
             recorded = endpoint_id in stored and self._shown(endpoint)
             if endpoint_id in self._local.endpoints and not recorded:
                 try:
@@ -210,6 +214,7 @@ class Repair:
             or any(
                 id_ in self._local.endpoints and not self._shown(endpoint)
                 for id_, endpoint in self._local.records.items()
+                if id_ not in self.joining
             )
         )
 

@@ -26,15 +26,16 @@ LABELS_BYTES = 16_384
 class NetworkSpec:
     """A wish for a network. What is left out is chosen.
 
-    `gateways` and `ip_ranges` belong to the subnet that they lie in, in any order. `ipv6` adds a
-    /64 of unique local addresses unless an IPv6 subnet is given. `vni` and `mtu` beat the options
-    of the same meaning.
+    `gateways`, `ip_ranges` and `aux_addresses` (by name; nobody gets them) belong to the subnet
+    that they lie in, in any order. `ipv6` adds a /64 of unique local addresses unless an IPv6
+    subnet is given. `vni` and `mtu` beat the options of the same meaning.
     """
 
     name: str
     subnets: tuple[str, ...] = ()
     gateways: tuple[str, ...] = ()
     ip_ranges: tuple[str, ...] = ()
+    aux_addresses: Mapping[str, str] = field(default_factory=dict)
     ipv6: bool = False
     mtu: int | None = None
     vni: int | None = None
@@ -78,6 +79,7 @@ class NetworkWish:
     subnets: tuple[Cidr, ...]
     gateways: tuple[str, ...]
     ip_ranges: tuple[str, ...]
+    aux_addresses: Mapping[str, str]
     ipv6: bool
     mtu_bytes: int
     vni: int | None
@@ -119,17 +121,18 @@ def parse_network_spec(spec: NetworkSpec, mtu: Mtu) -> NetworkWish:
         InvalidError: A value is not acceptable; the message names it and the remedy.
     """
     options = _check_options(spec.options)
-    if (spec.gateways or spec.ip_ranges) and not spec.subnets:
-        given = (*spec.gateways, *spec.ip_ranges)[0]
-        raise InvalidError(f"{given} needs a --subnet that it lies in")
+    lying = (*spec.gateways, *spec.ip_ranges, *spec.aux_addresses.values())
+    if lying and not spec.subnets:
+        raise InvalidError(f"{lying[0]} needs a --subnet that it lies in")
     subnets = tuple(ipam.parse_subnet(text) for text in spec.subnets)
     if spec.subnets:
-        ipam.plan_subnets(subnets, spec.gateways, spec.ip_ranges)
+        ipam.plan_subnets(subnets, spec.gateways, spec.ip_ranges, spec.aux_addresses)
     return NetworkWish(
         name=check_name(spec.name, "network"),
         subnets=subnets,
         gateways=spec.gateways,
         ip_ranges=spec.ip_ranges,
+        aux_addresses=spec.aux_addresses,
         ipv6=spec.ipv6,
         mtu_bytes=_choose_mtu(
             spec, options, mtu, ipv6=spec.ipv6 or any(cidr.version == 6 for cidr in subnets)

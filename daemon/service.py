@@ -12,11 +12,11 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from random import Random
-from typing import NoReturn, Protocol
+from typing import NoReturn, Protocol, TypedDict
 
 from pyvxlan.daemon import ipam, joining, records
 from pyvxlan.daemon.config import Settings
@@ -51,9 +51,11 @@ from pyvxlan.daemon.requests import (
     EndpointSpec,
     Mtu,
     NetworkSpec,
+    NetworkWish,
     parse_endpoint_spec,
     parse_network_spec,
 )
+from pyvxlan.daemon.reservations import Reservations
 from pyvxlan.daemon.state import State
 
 __all__ = [
@@ -69,6 +71,14 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SETTLE_S = 10.0
+
+
+class SubnetBounds(TypedDict):
+    """Where subnets come from, what this host routes already, and what is spoken for by whom."""
+
+    pools: Sequence[records.Pool]
+    routed: Sequence[Cidr]
+    reserved: Sequence[tuple[Cidr, str]]
 
 
 class HostNet(Protocol):
@@ -135,6 +145,15 @@ class Service:
         self._endpoints = Endpoints(
             store, state, host, self._networks, token=membership.token, rng=rng
         )
+        self.reservations = Reservations(
+            store,
+            state,
+            host,
+            self._networks,
+            self._endpoints,
+            token=membership.token,
+            rng=rng,
+        )
         self._repair = Repair(
             state=state,
             local=local,
@@ -144,6 +163,11 @@ class Service:
             disconnect=self.leave,
             fence_s=fence_s,
         )
+
+    @property
+    def upkeep(self) -> Repair:
+        """Keeps this host's part of the store right."""
+        return self._repair
 
     @property
     def registry(self) -> Endpoints:
@@ -164,19 +188,47 @@ class Service:
         """Compares this host's part of the store once; see `Repair`."""
         await self._repair.repair()
 
-    async def create_network(self, spec: NetworkSpec) -> Network:
-        """Creates a network for the whole cluster.
+    async def create_network(self, spec: NetworkSpec, *, held: Collection[Cidr] = ()) -> Network:
+        """Creates a network for the whole cluster; `held` are subnets reserved for it.
 
         Raises:
             InvalidError: A value of the spec is not acceptable.
             ConflictError: The name, the VNI or a subnet is taken.
             ExhaustedError: No pool has a free subnet.
         """
-        config = self._state.config
+        wish = await self.check_network(spec)
+        bounds = await self._subnet_bounds()
+        return await self._networks.create(wish, held=held, **bounds)
+
+    async def check_network(self, spec: NetworkSpec) -> NetworkWish:
+        """Checks what can be told of a wish for a network without the store.
+
+        Raises:
+            InvalidError: A value is not acceptable.
+        """
         version = self._host.vtep.version
         underlay = self._settings.mtu_bytes or await self._net.underlay_mtu(self._host.vtep)
-        wish = parse_network_spec(spec, Mtu(underlay, OVERHEAD_BYTES[version], config.mtu_bytes))
-        pools = config.pools
+        mtu = Mtu(underlay, OVERHEAD_BYTES[version], self._state.config.mtu_bytes)
+        return parse_network_spec(spec, mtu)
+
+    async def reserve_subnet(self, cidr: Cidr | None, *, version: int) -> Cidr:
+        """Reserves a subnet for a network to be: the one given, or a free one of the pools.
+
+        Raises:
+            ConflictError: It touches another network's, or what this host needs itself.
+            ExhaustedError: The pools have none left.
+        """
+        bounds = await self._subnet_bounds()
+        pools = [pool for pool in bounds["pools"] if pool.base.version == version]
+        if version == 6 and not pools:
+            pools = [ipam.unique_local_pool(self._membership.cluster)]
+        return await self.reservations.reserve_subnet(
+            cidr, pools=pools, routed=bounds["routed"], reserved=bounds["reserved"]
+        )
+
+    async def _subnet_bounds(self) -> SubnetBounds:
+        """Says where subnets come from, and what they must not touch."""
+        pools = self._state.config.pools
         if pools is None:
             pools = tuple(records.parse_pool(text) for text in self._settings.pools)
         gateway = await self._gateway_subnet()
@@ -188,7 +240,7 @@ class Service:
             (ipam.as_cidr(host.vtep), f"host {host.name}'s underlay")
             for host in {self._host.id: self._host, **self._state.hosts}.values()
         ]
-        return await self._networks.create(wish, pools=pools, routed=routed, reserved=reserved)
+        return SubnetBounds(pools=pools, routed=routed, reserved=reserved)
 
     async def remove_network(self, ref: str) -> Network:
         """Removes a network from the whole cluster.
@@ -198,6 +250,17 @@ class Service:
             NotFoundError: There is none.
         """
         return await self._networks.remove(ref)
+
+    async def restore_network(self, network: Network) -> None:
+        """Puts back a network that was lost with its store, unless it is there.
+
+        Raises:
+            ConflictError: Its name, VNI or subnet belongs to another network by now.
+        """
+        try:
+            await self._networks.find(network.id)
+        except NotFoundError:
+            await self._networks.restore(network)
 
     async def prune_networks(self) -> list[Network]:
         """Removes every network without endpoints; returns those removed."""
@@ -401,11 +464,12 @@ class Service:
         await self._reconciler.settled(network_id, SETTLE_S)
 
     async def _gateway_subnet(self) -> IPv4Network:
-        """Gives the gateway bridge's subnet; chooses it once, then keeps it."""
-        if self._local.gateway_subnet is None:
+        """Gives the gateway bridge's subnet; chooses it once, then keeps it while it is in use."""
+        if self._local.gateway_subnet is None or not self._local.gateway_addresses:
             wanted = IPv4Network(self._settings.gateway_subnet)
             routed = await self._net.host_routes()
-            if self._local.gateway_subnet is None:
+            kept = self._local.gateway_subnet
+            if kept is None or any(ipam.overlap(kept, route) for route in routed):
                 chosen = ipam.next_gateway_subnet(wanted, routed)
                 self._local.remember_gateway_subnet(chosen)
         subnet = self._local.gateway_subnet

@@ -110,6 +110,11 @@ class State:
         return MappingProxyType(self._networks.values)
 
     @property
+    def networks_version(self) -> int:
+        """A number that changes with the networks, and when the store is read or lost."""
+        return 2 * self._networks.version + self.synced
+
+    @property
     def hosts(self) -> Mapping[str, Host]:
         """All hosts that ever registered and were not collected, by id."""
         return MappingProxyType(self._hosts.values)

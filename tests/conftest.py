@@ -16,5 +16,6 @@ settings.load_profile("pyvxlan")
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fails a test that needs root where there is none, with the remedy."""
-    if item.get_closest_marker("root") and os.geteuid() != 0:
+    needs_root = item.get_closest_marker("root") or item.get_closest_marker("docker")
+    if needs_root and os.geteuid() != 0:
         pytest.fail("needs root and network namespaces; leave these out with -m 'not root'")

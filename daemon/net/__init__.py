@@ -8,6 +8,7 @@ from pyvxlan.daemon.net.net import HostRecords, Net
 from pyvxlan.daemon.net.values import (
     BRIDGE,
     GATEWAY_BRIDGE,
+    NAMES_LINK,
     OUTER_NAME,
     PORT,
     Attachment,
@@ -24,6 +25,7 @@ from pyvxlan.daemon.net.values import (
 __all__ = [
     "BRIDGE",
     "GATEWAY_BRIDGE",
+    "NAMES_LINK",
     "OUTER_NAME",
     "PORT",
     "Attachment",

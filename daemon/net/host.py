@@ -9,7 +9,10 @@ from pyvxlan.daemon.errors import ConfigError
 from pyvxlan.daemon.model import Address, Cidr, Interface
 from pyvxlan.daemon.net import links, namespaces
 from pyvxlan.daemon.net.links import KernelLink
-from pyvxlan.daemon.net.values import GATEWAY_BRIDGE
+from pyvxlan.daemon.net.values import GATEWAY_BRIDGE, NAMES_LINK
+
+NOT_UNDERLAY = frozenset({GATEWAY_BRIDGE, NAMES_LINK, "docker0", "docker_gwbridge"})
+"""Links for this host's own containers: other hosts reach none of their addresses."""
 
 
 def read(home: int) -> Mapping[str, KernelLink]:
@@ -23,7 +26,7 @@ def addresses(found: Mapping[str, KernelLink]) -> list[tuple[str, Interface]]:
     pairs = [
         (name, address)
         for name, entry in found.items()
-        if name != GATEWAY_BRIDGE
+        if name not in NOT_UNDERLAY
         for address in entry.link.addresses
         if _is_global(address.ip)
     ]

@@ -19,19 +19,21 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 from pyvxlan.daemon.config import Settings
-from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError
+from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError, NotFoundError
 from pyvxlan.daemon.model import Address, Cidr, Interface, Sandbox
 from pyvxlan.daemon.net import gateway as gateway_bridge
 from pyvxlan.daemon.net import host, links, namespaces, nftables, overlay, sysctl, veth
 from pyvxlan.daemon.net.links import KernelLink
-from pyvxlan.daemon.net.sandbox import SandboxFiles
+from pyvxlan.daemon.net.sandbox import SandboxFiles, open_dns_sockets
 from pyvxlan.daemon.net.values import (
     GATEWAY_BRIDGE,
+    NAMES_LINK,
     OUTER_NAME,
     Attachment,
     Gateway,
     Link,
     Observed,
+    Route,
     Veth,
     alias_of,
 )
@@ -112,6 +114,16 @@ class Net:
         what = f"open name server sockets in {sandbox.path}"
         return await self._run(what, self._sandboxes.dns_sockets, sandbox)
 
+    async def names_sockets(
+        self, netns: str, address: Address
+    ) -> tuple[socket.socket, socket.socket]:
+        """Opens UDP and TCP sockets on port 53 of an address of an overlay namespace.
+
+        An empty `netns` stands for the host's own. The caller closes the sockets.
+        """
+        what = f"open name server sockets on {address}"
+        return await self._run(what, self._names_sockets, netns, address)
+
     async def underlay_mtu(self, address: Address) -> int:
         """MTU in bytes of the interface that holds an underlay address."""
         return host.mtu(await self._host(), address)
@@ -175,6 +187,24 @@ class Net:
         file = self.netns_path(netns)
         await self._run(f"remove namespace {netns}", namespaces.remove, file)
 
+    async def ensure_names_link(self, wanted: Link) -> None:
+        """Makes the link that holds the name server's address in the host's namespace."""
+        await self._run(f"make {NAMES_LINK}", self._ensure_names_link, wanted)
+
+    async def remove_names_link(self) -> None:
+        """Removes that link, if it is ours."""
+        await self._run(f"remove {NAMES_LINK}", self._remove_names_link)
+
+    async def docker_ifname(self, netns: str, outer_name: str, sandbox: Sandbox) -> str:
+        """Finds how Docker has named the inner end of a pair in a sandbox; empty if it has not."""
+        what = f"find the peer of {outer_name} in {sandbox.path}"
+        return await self._run(what, self._docker_ifname, netns, outer_name, sandbox)
+
+    async def add_route(self, sandbox: Sandbox, ifname: str, route: Route) -> None:
+        """Adds a route to a sandbox; one to that destination that is there already stays."""
+        what = f"add a route to {route.destination} in {sandbox.path}"
+        await self._run(what, self._add_route, sandbox, ifname, route)
+
     async def remove_gateway(self) -> None:
         """Removes the gateway bridge and its rules, and puts forwarding back as it was.
 
@@ -203,7 +233,7 @@ class Net:
         ]
         names = [entry.name for entry in self._netns_files()]
         steps += [functools.partial(self.remove_namespace, name) for name in names]
-        steps.append(self.remove_gateway)
+        steps += [self.remove_names_link, self.remove_gateway]
         failures: list[Exception] = []
         for step in steps:
             try:
@@ -240,13 +270,14 @@ class Net:
                     overlays[file.name] = links.read_links(netlink)
         with namespaces.entered(self._home) as netlink:
             own = links.read_links(netlink)
-            bridge = own.get(GATEWAY_BRIDGE)
+            bridge, names = own.get(GATEWAY_BRIDGE), own.get(NAMES_LINK)
             gateway = None
             if bridge is not None and self._is_our_bridge(bridge):
                 gateway = gateway_bridge.read(bridge)
         outer = {"": own, **overlays}
         return Observed(
             namespaces={name: _plain(found) for name, found in overlays.items()},
+            names=names.link if names and self._is_our_bridge(names) else None,
             gateway=gateway,
             uplinks={
                 name: found.link
@@ -262,6 +293,8 @@ class Net:
         outer: Mapping[str, Mapping[str, KernelLink]],
     ) -> Iterator[tuple[str, Link]]:
         for attachment in attachments:
+            if attachment.overlay.handover:
+                continue
             try:
                 with (
                     self._sandboxes.opened(attachment.sandbox) as opened,
@@ -283,6 +316,47 @@ class Net:
             return []
         return sorted(entry for entry in entries if _NETNS_NAME.fullmatch(entry.name))
 
+    def _names_sockets(self, netns: str, address: Address) -> tuple[socket.socket, socket.socket]:
+        with contextlib.ExitStack() as stack:
+            where = stack.enter_context(self._opened(netns)) if netns else self._home
+            stack.enter_context(namespaces.inside(where))
+            return open_dns_sockets((str(address), 53))
+
+    def _ensure_names_link(self, wanted: Link) -> None:
+        with namespaces.entered(self._home) as netlink:
+            found = links.find(netlink, NAMES_LINK)
+            if found is None:
+                links.create_bridge(netlink, NAMES_LINK, wanted)
+                found = links.find(netlink, NAMES_LINK)
+            elif not self._is_our_bridge(found):
+                raise ConflictError(f"{NAMES_LINK} was not made by this daemon: remove it")
+            if found is None:
+                raise NetError(f"{NAMES_LINK} vanished while it was made; it is made again")
+            links.shape(netlink, found.index, wanted, alias=self._alias)
+            sysctl.limit_ipv6(NAMES_LINK, enabled=False)
+            links.activate(netlink, found.index, wanted)
+
+    def _remove_names_link(self) -> None:
+        with namespaces.entered(self._home) as netlink:
+            found = links.find(netlink, NAMES_LINK)
+            if found is not None and self._is_our_bridge(found):
+                links.delete(netlink, found.index)
+
+    def _docker_ifname(self, netns: str, outer_name: str, sandbox: Sandbox) -> str:
+        with self._opened(netns) as outer, namespaces.entered(outer) as netlink:
+            end = links.find(netlink, outer_name)
+        with self._sandboxes.opened(sandbox) as inner, namespaces.entered(inner) as netlink:
+            found = links.read_links(netlink)
+        return next((name for name, link in found.items() if veth.is_pair(end, link)), "")
+
+    def _add_route(self, sandbox: Sandbox, ifname: str, route: Route) -> None:
+        with self._sandboxes.opened(sandbox) as inner, namespaces.entered(inner) as netlink:
+            found = links.find(netlink, ifname)
+            if found is None:
+                raise NetError(f"{ifname} is not in {sandbox.path}")
+            with contextlib.suppress(FileExistsError):
+                links.add_route(netlink, found.index, route)
+
     def _is_our_bridge(self, bridge: KernelLink) -> bool:
         return bridge.kind == "bridge" and bridge.alias == self._alias
 
@@ -295,12 +369,23 @@ class Net:
             job(opened, wanted)
 
     def _ensure_veth(self, sandbox: Sandbox, wanted: Veth) -> None:
+        if wanted.handover:
+            self._hand_over(sandbox, wanted)
+            return
         with self._sandboxes.opened(sandbox) as inner:
             if not wanted.netns:
                 veth.ensure(self._home, inner, wanted)
                 return
             with self._opened(wanted.netns) as outer:
                 veth.ensure(outer, inner, wanted)
+
+    def _hand_over(self, sandbox: Sandbox, wanted: Veth) -> None:
+        with contextlib.ExitStack() as stack:
+            outer = stack.enter_context(self._opened(wanted.netns))
+            inner = None
+            with contextlib.suppress(NotFoundError):
+                inner = stack.enter_context(self._sandboxes.opened(sandbox))
+            veth.hand_over(outer, self._home, inner, wanted)
 
     def _remove_veth(self, netns: str, outer_name: str) -> None:
         with contextlib.ExitStack() as stack:

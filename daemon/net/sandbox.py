@@ -87,7 +87,7 @@ class SandboxFiles:
             if loopback := links.find(netlink, "lo"):
                 links.set_up(netlink, loopback.index)
             try:
-                return _open_dns_sockets()
+                return open_dns_sockets(DNS_ADDRESS)
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
@@ -160,7 +160,7 @@ class SandboxFiles:
             fd = self._mounts.open_namespace(sandbox.path)
         except OSError as error:
             raise NotFoundError(f"sandbox {sandbox.path} is gone: {error.strerror}") from error
-        if namespaces.inode(fd) != sandbox.inode:
+        if sandbox.inode and namespaces.inode(fd) != sandbox.inode:
             os.close(fd)
             raise NotFoundError(f"sandbox {sandbox.path} is gone: another has its place")
         return fd
@@ -177,13 +177,14 @@ def _start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def _open_dns_sockets() -> tuple[socket.socket, socket.socket]:
+def open_dns_sockets(address: tuple[str, int]) -> tuple[socket.socket, socket.socket]:
+    """Opens a UDP and a listening TCP socket in the calling thread's namespace, non-blocking."""
     with contextlib.ExitStack() as undo:
         datagrams = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         stream = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for one in (datagrams, stream):
-            one.bind(DNS_ADDRESS)
+            one.bind(address)
             one.settimeout(0)
         stream.listen(16)
         undo.pop_all()

@@ -18,6 +18,8 @@ PORT = "vxlan0"
 """The TAP by which an overlay namespace reaches the forwarder; enslaved to `BRIDGE`."""
 GATEWAY_BRIDGE = "pyvxlan_gw"
 """Bridge in the host's namespace that gives containers their way out."""
+NAMES_LINK = "pyvxlan_dns"
+"""Link in the host's namespace that holds the address of the name server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,9 @@ class Veth:
     inner_name: str
     inner: Link
     alias: str = ""
+    handover: str = ""
+    """Name of the inner end in the host's namespace, from where Docker fetches it. From then on it
+    is Docker's: only if the pair is gone it is made anew, in the sandbox if that is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +117,13 @@ class Observed:
     """One reading of the kernel.
 
     `namespaces` holds all overlay namespaces that live, by file name, with their links by name.
-    `inner` holds the sandbox's end of each veth pair that is whole, by the name of its outer end.
-    `uplinks` holds our ports of the gateway bridge, by name.
+    `names` is the host's link of the name server, if it is ours. `inner` holds the sandbox's end of
+    each veth pair that is whole, by the name of its outer end. `uplinks` holds our
+    ports of the gateway bridge, by name.
     """
 
     namespaces: Mapping[str, Mapping[str, Link]] = field(default_factory=dict)
+    names: Link | None = None
     gateway: Gateway | None = None
     uplinks: Mapping[str, Link] = field(default_factory=dict)
     inner: Mapping[str, Link] = field(default_factory=dict)

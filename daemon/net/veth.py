@@ -38,6 +38,29 @@ def ensure(outer_netns: int, sandbox: int, veth: Veth) -> None:
             raise
 
 
+def hand_over(outer_netns: int, home: int, sandbox: int | None, veth: Veth) -> None:
+    """Makes a pair whose inner end waits in the host's namespace, unless there is the pair already.
+
+    If the sandbox is there, a pair that is missing was lost: it is made inside, whole.
+    """
+    with namespaces.entered(outer_netns) as outer:
+        made = links.find(outer, veth.outer_name) is None
+        if made and sandbox is None:
+            with namespaces.entered(home) as own:
+                remove(own, veth.handover)
+            ends = (veth.outer_name, veth.outer), (veth.handover, veth.inner)
+            links.create_veth(outer, *ends, home)
+        if not made or sandbox is None:
+            try:
+                _shape_outer(outer, veth)
+            except BaseException:
+                if made:
+                    remove(outer, veth.outer_name)
+                raise
+            return
+    ensure(outer_netns, sandbox, veth)
+
+
 def is_pair(outer: KernelLink | None, inner: KernelLink | None) -> bool:
     """Whether two links of two namespaces are the ends of one pair."""
     return (

@@ -109,8 +109,8 @@ def _owed(parsed: Parsed) -> Iterator[tuple[str, str, str]]:
         record = records.network_key(network.id)
         yield records.network_name_key(network.name), network.id, record
         yield records.vni_key(network.vni), network.id, record
-        for subnet in network.subnets:
-            yield records.address_key(network.id, subnet.gateway), network.id, record
+        for claim in records.network_claims(network):
+            yield claim, network.id, record
     for host in parsed.hosts.values():
         yield records.vtep_key(host.vtep), host.id, records.host_key(host.id)
     for endpoint in parsed.endpoints.values():
@@ -123,8 +123,15 @@ def _dangling(parsed: Parsed) -> list[str]:
     owed = {key for key, _, _ in _owed(parsed)}
     unreadable = {key.rpartition("/")[2] for key in parsed.invalid}
     return sorted(
-        key for key, owner in parsed.claims.items() if key not in owed and owner not in unreadable
+        key
+        for key, owner in parsed.claims.items()
+        if key not in owed and owner not in unreadable and not _reserved(parsed, key, owner)
     )
+
+
+def _reserved(parsed: Parsed, key: str, owner: str) -> bool:
+    """Whether a host holds an address for an endpoint that is about to be made."""
+    return key.startswith("ip/") and owner in parsed.hosts and key.split("/")[1] in parsed.networks
 
 
 def _unclaimed(parsed: Parsed) -> list[str]:
@@ -176,7 +183,9 @@ def _pools(parsed: Parsed) -> list[str]:
         for network in parsed.networks.values()
         for subnet in network.subnets
     }
-    differing = actual.items() ^ parsed.pools.items()
+    # A host's is reserved for a network that is about to be made.
+    owned = {cidr: owner for cidr, owner in parsed.pools.items() if owner not in parsed.hosts}
+    differing = actual.items() ^ owned.items()
     return sorted(f"{cidr} of {network_id[:12]}" for cidr, network_id in set(differing))
 
 

@@ -189,18 +189,19 @@ class Host:
             *[str(word) for word in (*self.world.daemon_options, *extra)],
         ]
 
+    def enter(self) -> list[str]:
+        """What stands before a command that shall run on this host."""
+        return ["nsenter", f"--net=/run/netns/{self.netns}", "--"]
+
+    def daemon_words(self) -> list[str]:
+        """The daemon's command, as a user would start it: in a mount namespace of its own."""
+        return [*self.enter(), "unshare", "-m", str(BIN / "pyvxlan-daemon")]
+
     def start(self, *extra: object, wait: bool = True) -> None:
-        """Starts the daemon as a user would, in a mount namespace of its own."""
+        """Starts the daemon."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [
-                    "nsenter",
-                    f"--net=/run/netns/{self.netns}",
-                    "unshare",
-                    "-m",
-                    str(BIN / "pyvxlan-daemon"),
-                    *self.daemon_args(*extra),
-                ],
+                [*self.daemon_words(), *self.daemon_args(*extra)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -228,6 +229,16 @@ class Host:
         self.process = None
         return code
 
+    def close(self) -> None:
+        """Ends the daemon and takes back all that it made; goes on to its end."""
+        with contextlib.suppress(Exception):
+            if self.process is not None:
+                self.stop(signal.SIGKILL)
+        with contextlib.suppress(Exception):
+            self.cleanup()
+        for container in self.containers:
+            command("ip", "netns", "del", container.netns, check=False)
+
     def cleanup(self) -> subprocess.CompletedProcess[str]:
         """Runs `pyvxlan-daemon --cleanup`."""
         return self.run(BIN / "pyvxlan-daemon", *self.daemon_args(), "--cleanup", timeout_s=60)
@@ -236,14 +247,7 @@ class Host:
         self, *args: object, check: bool = True, timeout_s: float = 30
     ) -> subprocess.CompletedProcess[str]:
         """Runs a command in the host's namespace."""
-        return command(
-            "nsenter",
-            f"--net=/run/netns/{self.netns}",
-            "--",
-            *args,
-            check=check,
-            timeout_s=timeout_s,
-        )
+        return command(*self.enter(), *args, check=check, timeout_s=timeout_s)
 
     def cli_try(self, *args: object, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """Runs `pyvxlan` against this host's daemon, whatever comes of it."""
@@ -319,6 +323,8 @@ class Host:
 class World:
     """An underlay with hosts; removes everything that it made."""
 
+    host_type: type[Host] = Host
+
     def __init__(
         self, name: str, hosts: int, *daemon_options: object, mtu_bytes: int = 1500
     ) -> None:
@@ -341,7 +347,7 @@ class World:
             raise
 
     def _add_host(self, number: int, mtu_bytes: int) -> None:
-        host = Host(self, number)
+        host = self.host_type(self, number)
         self.hosts.append(host)
         command("ip", "netns", "add", host.netns)
         command(
@@ -385,12 +391,7 @@ class World:
         """Stops what was started and removes what was made; goes on to its end."""
         for host in self.hosts:
             with contextlib.suppress(Exception):
-                if host.process is not None:
-                    host.stop(signal.SIGKILL)
-            with contextlib.suppress(Exception):
-                host.cleanup()
-            for container in host.containers:
-                command("ip", "netns", "del", container.netns, check=False)
+                host.close()
             command("ip", "netns", "del", host.netns, check=False)
         command("ip", "netns", "del", self.switch, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -15,6 +15,7 @@ from pyvxlan.daemon.operations import (
     Actual,
     EnsureBridge,
     EnsureGateway,
+    EnsureNamesLink,
     EnsureNamespace,
     EnsurePort,
     EnsureVeth,
@@ -119,6 +120,9 @@ class MemoryNet:
         if sandbox.path in self.dead:
             raise NetError(f"{sandbox.path} is gone")
         self._do(EnsureVeth(sandbox=sandbox, veth=wanted, faults=()))
+
+    async def ensure_names_link(self, wanted: Link) -> None:
+        self._do(EnsureNamesLink(link=wanted, faults=()))
 
     async def ensure_gateway(self, wanted: Gateway) -> None:
         self._do(EnsureGateway(gateway=wanted))

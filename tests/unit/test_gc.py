@@ -32,7 +32,14 @@ def collector(node: Node) -> Collector:
     endpoints = Endpoints(
         node.store, node.state, node.host, networks, token=node.membership.token, rng=rng
     )
-    return Collector(node.store, node.state, node.membership, endpoints, node.host)
+    return Collector(
+        node.store,
+        node.state,
+        node.membership,
+        endpoints,
+        node.host,
+        reservations=node.service.reservations,
+    )
 
 
 async def dead_host(cluster: Cluster, survivor: Node) -> Node:

@@ -1,0 +1,136 @@
+"""Which of Docker's networks is which of the cluster's, remembered over restarts.
+
+Docker picks an id of its own on every host. A pair is made when Docker makes the network and ends
+when Docker removes it; with it a copy of the cluster's record is kept, so that a network can be
+put back after the store was lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pyvxlan.daemon import records
+from pyvxlan.daemon.errors import InvalidError
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.model import Address, Cidr, Network
+
+log = logging.getLogger(__name__)
+
+DOCUMENT = "docker"
+
+
+class Pairing:
+    """The pairs of this host; every change is on the disk when the call returns."""
+
+    def __init__(self, local: LocalRecords) -> None:
+        self._local = local
+        self._pairs: dict[str, Network] = {}
+        self._hidden: set[str] = set()
+        self._doomed: set[str] = set()
+        self._cluster = ""
+        self._load(local.document(DOCUMENT))
+
+    @property
+    def pairs(self) -> Mapping[str, Network]:
+        """The cluster's networks by Docker's ids."""
+        return MappingProxyType(self._pairs)
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Networks that a user has removed from this host's Docker alone."""
+        return frozenset(self._hidden)
+
+    @property
+    def doomed(self) -> frozenset[str]:
+        """Networks that a user has removed while the store was away."""
+        return frozenset(self._doomed)
+
+    @property
+    def cluster(self) -> str:
+        """Id of the cluster whose networks these are."""
+        return self._cluster
+
+    def join(self, engine_id: str, network: Network) -> None:
+        """Notes a pair."""
+        self._pairs[engine_id] = network
+        self._hidden.discard(network.id)
+        self._save()
+
+    def part(self, engine_id: str) -> Network | None:
+        """Ends a pair; gives the cluster's side."""
+        network = self._pairs.pop(engine_id, None)
+        if network:
+            self._save()
+        return network
+
+    def hide(self, network_id: str, *, hidden: bool = True) -> None:
+        """Notes that this host's Docker shall not show a network, or may again."""
+        if hidden != (network_id in self._hidden):
+            (self._hidden.add if hidden else self._hidden.discard)(network_id)
+            self._save()
+
+    def doom(self, network_id: str, *, doomed: bool = True) -> None:
+        """Notes that a network shall be removed from the cluster, or is."""
+        if doomed != (network_id in self._doomed):
+            (self._doomed.add if doomed else self._doomed.discard)(network_id)
+            self._save()
+
+    def remember_cluster(self, cluster: str) -> None:
+        """Notes whose networks these are."""
+        if cluster != self._cluster:
+            self._cluster = cluster
+            self._save()
+
+    def engine_id(self, network_id: str) -> str | None:
+        """Docker's id of a network."""
+        return next((key for key, one in self._pairs.items() if one.id == network_id), None)
+
+    def of_subnet(self, cidr: Cidr) -> Network | None:
+        """The paired network that has a subnet."""
+        for network in self._pairs.values():
+            if any(subnet.cidr == cidr for subnet in network.subnets):
+                return network
+        return None
+
+    def _load(self, document: Mapping[str, Any]) -> None:
+        try:
+            for engine_id, entry in dict(document.get("pairs", {})).items():
+                record = str(entry["record"]).encode()
+                self._pairs[str(engine_id)] = records.parse_network(entry["network"], record)
+            self._hidden = {str(one) for one in document.get("hidden", [])}
+            self._doomed = {str(one) for one in document.get("doomed", [])}
+            self._cluster = str(document.get("cluster", ""))
+        except (TypeError, KeyError, ValueError, AttributeError, InvalidError) as error:
+            # What is missing is found again by names and subnets.
+            log.error("pairs with Docker's networks not readable cause=%r", error)
+            self._pairs, self._hidden, self._doomed = {}, set(), set()
+
+    def _save(self) -> None:
+        self._local.save_document(
+            DOCUMENT,
+            {
+                "v": records.VERSION,
+                "cluster": self._cluster,
+                "pairs": {
+                    engine_id: {
+                        "network": network.id,
+                        "record": records.emit_network(network).decode(),
+                    }
+                    for engine_id, network in self._pairs.items()
+                },
+                "hidden": sorted(self._hidden),
+                "doomed": sorted(self._doomed),
+            },
+        )
+
+
+def held_by_itself(network: Network) -> frozenset[Address]:
+    """The addresses that a network has itself: gateways, and what is given to nobody."""
+    return frozenset(
+        address
+        for subnet in network.subnets
+        for address in (subnet.gateway, *(spared for _, spared in subnet.aux))
+    )

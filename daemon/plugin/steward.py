@@ -1,0 +1,361 @@
+"""Keeps the local Docker in step with the cluster: networks one way and the other, names one way.
+
+A comparison runs when Docker tells of a network, when the cluster's networks change, and now and
+then; it needs no memory of what happened before. What Docker forgot, or what happened while this
+daemon or Docker was down, is found the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from typing import NoReturn
+
+from pyvxlan.daemon.errors import (
+    ConflictError,
+    DaemonError,
+    ExhaustedError,
+    InUseError,
+    InvalidError,
+    NotFoundError,
+    NotSettledError,
+)
+from pyvxlan.daemon.handover import Handover
+from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import LocalEndpoint, Network
+from pyvxlan.daemon.plugin.comparison import Copy, Pair, Part, Publish, Remove, Step, compare
+from pyvxlan.daemon.plugin.engine import Engine, EngineContainer, EngineEvent, EngineNetwork
+from pyvxlan.daemon.plugin.ipam import IpamDriver
+from pyvxlan.daemon.plugin.network import NetworkDriver, usable_name
+from pyvxlan.daemon.plugin.pairing import Pairing
+from pyvxlan.daemon.requests import ALIASES_MAX, NetworkSpec
+from pyvxlan.daemon.state import State
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 30.0
+RETRY_S = 1.0
+SHOWN_S = 5.0
+"""How long the store may take to show this host what it has just written."""
+ORPHAN_S = 60.0
+"""How long Docker may take from a subnet to its network."""
+WARN_AGAIN_S = 300.0
+
+
+class Steward:
+    """The comparisons of one host; `run` until cancelled.
+
+    Args:
+        engine: The local Docker.
+        pairing: Which of its networks is which of the cluster's.
+        handover: The verbs, for endpoints; its service has those for networks.
+        state: What the cluster has.
+        membership: Tells whether it still is the same cluster.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        pairing: Pairing,
+        handover: Handover,
+        state: State,
+        membership: Membership,
+    ) -> None:
+        self.drivers: tuple[NetworkDriver, IpamDriver]
+        """The plug-in's two halves; set before `run`."""
+        self.reachable = False
+        """Whether Docker answers."""
+        self._engine = engine
+        self._pairing = pairing
+        self._handover = handover
+        self._state = state
+        self._membership = membership
+        self._wake = asyncio.Event()
+        self._warned: dict[str, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._swept = False
+
+    def poke(self) -> None:
+        """Asks for a comparison now."""
+        self._wake.set()
+
+    async def run(self) -> NoReturn:
+        """Compares until cancelled."""
+        helpers = [
+            asyncio.create_task(self._listen(), name="docker events"),
+            asyncio.create_task(self._follow_networks(), name="docker networks"),
+        ]
+        try:
+            while True:
+                self._wake.clear()
+                pause_s = INTERVAL_S
+                try:
+                    await self.compare()
+                except DaemonError as error:
+                    self._warn("compare", "networks not compared with Docker's cause=%s", error)
+                    pause_s = RETRY_S if self.reachable else INTERVAL_S
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
+        finally:
+            for task in (*helpers, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
+            await self._engine.close()
+
+    async def compare(self) -> None:
+        """One comparison of everything.
+
+        Raises:
+            DaemonError: Docker or the store does not answer.
+        """
+        await self._handover.settle()
+        shown = await self._engine.networks()
+        if not self._state.synced:
+            return
+        await self._restore_lost()
+        await self._remove_doomed()
+        networks = {
+            id_: one for id_, one in self._state.networks.items() if id_ not in self._pairing.doomed
+        }
+        for network_id in self._pairing.hidden - networks.keys():
+            self._pairing.hide(network_id, hidden=False)
+        steps = compare(networks, shown, self._pairing.pairs, hidden=self._pairing.hidden)
+        failed = False
+        for step in steps:
+            try:
+                await self._take(step)
+            except DaemonError as error:
+                self._warn(str(step), "not done in Docker cause=%s", error)
+                failed = failed or error.retry
+        await self._sweep(shown)
+        for engine_id in [entry.id for entry in shown]:
+            await self.drivers[0].drop_unknown(engine_id)
+        if failed:
+            asyncio.get_running_loop().call_later(RETRY_S, self.poke)
+
+    # Steps
+
+    async def _take(self, step: Step) -> None:
+        match step:
+            case Pair(engine_id=engine_id, network=network):
+                self._pairing.join(engine_id, network)
+            case Part(engine_id=engine_id):
+                await self._part(engine_id)
+            case Remove(shown=shown, why=why):
+                log.warning("network taken out of Docker name=%s why=%s", shown.name, why)
+                await self._remove(shown)
+            case Publish(shown=shown):
+                await self._publish(shown)
+            case Copy(network=network):
+                await self._copy(network)
+
+    async def _copy(self, network: Network) -> None:
+        if self._pairing.engine_id(network.id) or self._creating(network.name):
+            return
+        engine_id = await self._engine.create(network)
+        log.info("network shown in Docker network=%s docker=%s", network.id, engine_id[:12])
+
+    async def _remove(self, shown: EngineNetwork) -> None:
+        removing = self.drivers[0].removing
+        removing.add(shown.id)
+        try:
+            await self._engine.remove(shown.id)
+            self._pairing.part(shown.id)
+        finally:
+            removing.discard(shown.id)
+        self.poke()
+
+    async def _part(self, engine_id: str) -> None:
+        """Docker has lost a network without a word: while it was asked and nobody answered."""
+        network = self._pairing.part(engine_id)
+        if network is None or network.id not in self._state.networks:
+            return
+        try:
+            await self._handover.service.remove_network(network.id)
+        except InUseError:
+            self._pairing.hide(network.id)
+        except NotFoundError:
+            return
+
+    async def _publish(self, shown: EngineNetwork) -> None:
+        spec = NetworkSpec(
+            shown.name,
+            subnets=tuple(map(str, sorted(shown.subnets, key=lambda c: (c.version, str(c))))),
+            gateways=shown.gateways,
+            ip_ranges=shown.ip_ranges,
+            aux_addresses=shown.aux_addresses,
+            ipv6=shown.ipv6,
+            internal=shown.internal,
+            options=shown.options,
+            labels=shown.labels,
+        )
+        service = self._handover.service
+        try:
+            network = await service.create_network(spec, held=shown.subnets)
+        except (ConflictError, InvalidError, ExhaustedError) as error:
+            log.error("network refused and taken out of Docker name=%s cause=%s", shown.name, error)
+            await self._remove(shown)
+            await self._release(shown)
+            return
+        self._pairing.join(shown.id, network)
+        for cidr in shown.subnets:
+            self.drivers[1].pending.pop(cidr, None)
+        # The next comparison must not take it for one that was removed.
+        await self._state.wait_for(lambda: network.id in self._state.networks, timeout_s=SHOWN_S)
+
+    async def _release(self, shown: EngineNetwork) -> None:
+        for cidr in shown.subnets:
+            self.drivers[1].pending.pop(cidr, None)
+            await self._handover.service.reservations.release_subnet(cidr)
+
+    async def _restore_lost(self) -> None:
+        """Puts networks back that were lost with their store; removed ones stay removed."""
+        cluster = self._membership.cluster
+        if cluster == self._pairing.cluster:
+            return
+        if self._pairing.cluster:
+            for network in self._pairing.pairs.values():
+                with contextlib.suppress(ConflictError):
+                    await self._handover.service.restore_network(network)
+        self._pairing.remember_cluster(cluster)
+
+    async def _remove_doomed(self) -> None:
+        for network_id in self._pairing.doomed:
+            try:
+                await self._handover.service.remove_network(network_id)
+            except InUseError:
+                self._pairing.hide(network_id)
+            except NotFoundError:
+                log.info("network was removed already network=%s", network_id)
+            self._pairing.doom(network_id, doomed=False)
+
+    async def _sweep(self, shown: list[EngineNetwork]) -> None:
+        """Gives back what was reserved for something that never came."""
+        reservations = self._handover.service.reservations
+        pending = self.drivers[1].pending
+        now_s = time.monotonic()
+        for pool in list(pending.values()):
+            here = any(pool.cidr in entry.subnets for entry in shown)
+            if not here and now_s - pool.since_s > ORPHAN_S:
+                del pending[pool.cidr]
+        if not self._swept:
+            await reservations.sweep()
+            kept = {cidr for entry in shown for cidr in entry.subnets} | pending.keys()
+            for cidr in await reservations.subnets() - kept:
+                await reservations.release_subnet(cidr)
+            self._swept = True
+
+    def _creating(self, name: str) -> bool:
+        """Whether Docker is just making a network, perhaps of this name: look again after it."""
+        busy = any(
+            pool.copy_of is None and time.monotonic() - pool.since_s < RETRY_S
+            for pool in self.drivers[1].pending.values()
+        )
+        if busy:
+            log.debug("copy waits for a network that Docker is making name=%s", name)
+            asyncio.get_running_loop().call_later(0.05, self.poke)
+        return busy
+
+    # Docker's events
+
+    async def _listen(self) -> NoReturn:
+        while True:
+            try:
+                async for event in self._engine.events():
+                    if event is None:
+                        self._reached()
+                    else:
+                        self._heard(event)
+            except DaemonError as error:
+                log.debug("docker not reached cause=%s", error)
+            if self.reachable:
+                log.warning("docker lost")
+            self.reachable = False
+            await asyncio.sleep(RETRY_S)
+
+    def _reached(self) -> None:
+        log.info("docker reached")
+        self.reachable = True
+        self.poke()
+        self._spawn(self._describe_all())
+
+    def _heard(self, event: EngineEvent) -> None:
+        if event.kind == "network" and event.action in {"create", "destroy", "remove", "prune"}:
+            self.poke()
+        elif event.kind == "network" and event.action == "connect":
+            if event.attributes.get("type") == self._engine.driver:
+                self._spawn(self._describe(event.attributes.get("container", "")))
+        elif event.kind == "container" and event.action == "rename":
+            self._spawn(self._describe(event.id))
+
+    async def _follow_networks(self) -> NoReturn:
+        seen = -1
+
+        def changed() -> bool:
+            return self._state.networks_version != seen
+
+        while True:
+            with contextlib.suppress(NotSettledError):
+                await self._state.wait_for(changed, timeout_s=INTERVAL_S)
+                seen = self._state.networks_version
+                self.poke()
+
+    # Names
+
+    async def _describe_all(self) -> None:
+        """Learns the names of all containers on our networks again."""
+        for engine_id in list(self._pairing.pairs):
+            if not any(
+                here.network_id == self._pairing.pairs[engine_id].id
+                for here in self._handover.endpoints
+            ):
+                continue
+            with contextlib.suppress(DaemonError):
+                shown = await self._engine.network(engine_id)
+                for container_id in {e.container_id for e in shown.endpoints.values()} - {""}:
+                    await self._describe(container_id)
+
+    async def _describe(self, container_id: str) -> None:
+        """Publishes a container's names on each of our networks that it is on."""
+        try:
+            container = await self._engine.container(container_id)
+        except DaemonError as error:
+            log.info("names not learnt container=%s cause=%s", container_id[:12], error)
+            return
+        here = {local.engine_id: local for local in self._handover.endpoints}
+        for engine_id, aliases in container.aliases.items():
+            if local := here.get(engine_id):
+                await self._publish_names(local, container, aliases)
+
+    async def _publish_names(
+        self, local: LocalEndpoint, container: EngineContainer, aliases: Sequence[str]
+    ) -> None:
+        known = {container.name, container.id[:12]}
+        usable = [alias for alias in aliases if usable_name(alias) and alias not in known]
+        await self._handover.note_ifname(local)
+        try:
+            await self._handover.describe(
+                local,
+                name=usable_name(container.name),
+                aliases=usable[:ALIASES_MAX],
+                hostname=usable_name(container.hostname),
+                container_id=container.id,
+            )
+        except DaemonError as error:
+            log.warning("names not published endpoint=%s cause=%s", local.id, error)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _warn(self, key: str, text: str, error: DaemonError) -> None:
+        now_s = time.monotonic()
+        if now_s - self._warned.get(key, -WARN_AGAIN_S) >= WARN_AGAIN_S:
+            log.warning(text, error)
+            self._warned[key] = now_s
