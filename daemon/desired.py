@@ -199,7 +199,7 @@ def _attachment(
     overlay = Veth(
         netns=netns,
         outer_name=host_ifname(here.id),
-        outer=Link(b"", network.mtu_bytes, master=BRIDGE),
+        outer=Link(b"", network.mtu_bytes, master=BRIDGE, stations=frozenset({endpoint.mac})),
         inner_name=here.ifname,
         inner=Link(
             mac=endpoint.mac,
@@ -222,13 +222,20 @@ def _uplink(site: Site, here: LocalEndpoint, alias: str) -> Veth | None:
     address = here.gateway_address
     if address is None or not here.gateway_ifname:
         return None
+    mac = mac_for(address.ip)
     return Veth(
         netns="",
         outer_name=gateway_host_ifname(here.id),
-        outer=Link(b"", site.gateway_mtu_bytes, master=GATEWAY_BRIDGE, isolated=True),
+        outer=Link(
+            b"",
+            site.gateway_mtu_bytes,
+            master=GATEWAY_BRIDGE,
+            isolated=True,
+            stations=frozenset({mac}),
+        ),
         inner_name=here.gateway_ifname,
         inner=Link(
-            mac=mac_for(address.ip),
+            mac=mac,
             mtu_bytes=site.gateway_mtu_bytes,
             addresses=frozenset({address}),
             routes=frozenset({Route(_ANYWHERE, _gateway_of(address.network))}),

@@ -1,4 +1,4 @@
-"""Links, addresses and routes of one network namespace: read in three dumps, written one by one.
+"""Links, addresses and routes of one network namespace: read in a few dumps, written one by one.
 
 Every function takes the namespace's netlink socket. Names are resolved by the dump that the
 caller holds, so that nothing is asked twice.
@@ -21,13 +21,16 @@ from pyroute2.netlink.rtnl import (
     RTM_DELLINK,
     RTM_GETADDR,
     RTM_GETLINK,
+    RTM_GETNEIGH,
     RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
+    RTM_NEWNEIGH,
     RTM_NEWROUTE,
 )
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from pyvxlan.daemon.model import Address, Interface, format_mac
@@ -36,6 +39,9 @@ from pyvxlan.daemon.net.values import Link, Route
 
 IFF_UP = 1
 IFA_F_NODAD = 0x02
+NTF_MASTER = 0x04
+NUD_NOARP = 0x40
+"""Of a bridge's entry: it neither ages nor moves."""
 RT_TABLE_MAIN = 254
 RTM_F_CLONED = 0x200
 """Marks a cached exception, no route that anybody made."""
@@ -44,20 +50,24 @@ RTN_UNICAST = 1
 RT_SCOPE_UNIVERSE = 0
 RT_SCOPE_LINK = 253
 
-# Attribute numbers of include/uapi/linux/if_link.h, if_addr.h and rtnetlink.h.
+# Attribute numbers of include/uapi/linux/if_link.h, if_addr.h, neighbour.h and rtnetlink.h.
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 18, 20, 26, 29
-_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_DATA, _IFLA_BRPORT_ISOLATED = 1, 5, 33
+_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_DATA = 1, 5
+_IFLA_BRPORT_LEARNING, _IFLA_BRPORT_ISOLATED = 8, 33
 _IFLA_INET6_CONF, _DEVCONF_DISABLE_IPV6 = 2, 26
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
+_NDA_LLADDR, _NDA_MASTER = 2, 9
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBi")
+_STATION = struct.Struct("=BxxxiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
 _LINKS = body(ifinfmsg(), attrs=[("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
 _ADDRESSES = body(ifaddrmsg())
+_STATIONS = body(ndmsg(), family=socket.AF_BRIDGE)
 _ROUTES = (body(rtmsg(), family=socket.AF_INET), body(rtmsg(), family=socket.AF_INET6))
 
 
@@ -66,6 +76,7 @@ class KernelLink:
     """A link with what only the kernel's numbering tells.
 
     `peer` is the index of a veth's other end, in that one's namespace; 0 for other kinds.
+    `learning` is whether it is a bridge port that learns MACs.
     """
 
     index: int
@@ -73,10 +84,13 @@ class KernelLink:
     peer: int
     alias: str
     link: Link
+    learning: bool = False
 
 
-def read_links(netlink: Netlink, *, routes: bool = False) -> dict[str, KernelLink]:
-    """Reads all links of the namespace by name, with addresses, and with routes if wanted."""
+def read_links(
+    netlink: Netlink, *, routes: bool = False, stations: bool = False
+) -> dict[str, KernelLink]:
+    """Reads all links of the namespace by name, with addresses; routes and stations if wanted."""
     raw = [_read_link(bytes(answer)) for answer in netlink.dump(_LINKS, RTM_GETLINK)]
     names = {index: name for index, name, _, _ in raw}
     addresses = _read_addresses(netlink)
@@ -84,12 +98,14 @@ def read_links(netlink: Netlink, *, routes: bool = False) -> dict[str, KernelLin
     defaults: frozenset[int] = frozenset()
     if routes:
         by_link, defaults = _read_routes(netlink)
+    behind = _read_stations(netlink) if stations else {}
     return {
         name: replace(
             found,
             link=replace(
                 found.link,
                 master=names.get(master, ""),
+                stations=frozenset() if found.learning else frozenset(behind.get(index, ())),
                 addresses=frozenset(addresses.get(index, ())),
                 routes=by_link.get(index, frozenset()),
                 default_routes=defaults,
@@ -183,7 +199,7 @@ def delete(netlink: Netlink, index: int) -> None:
 
 
 def shape(netlink: Netlink, index: int, link: Link, *, master: int = 0, alias: str = "") -> None:
-    """Gives a link its MAC, MTU and master; what is right already stays.
+    """Gives a link its MAC, MTU and master, and the port its stations; what is right stays.
 
     Raises:
         OSError: EXFULL if the master has all the ports that a bridge can have.
@@ -197,7 +213,12 @@ def shape(netlink: Netlink, index: int, link: Link, *, master: int = 0, alias: s
     if master:
         _set(netlink, index, [("IFLA_MASTER", master)])
         if link.isolated:
-            _isolate(netlink, index)
+            _set_port(netlink, index, [("IFLA_BRPORT_ISOLATED", 1)])
+        if link.stations:
+            # Whoever learns believes every sender, also one that takes another's MAC.
+            _set_port(netlink, index, [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_FLUSH", None)])
+            for mac in sorted(link.stations):
+                _add_station(netlink, index, mac)
 
 
 def activate(netlink: Netlink, index: int, link: Link) -> None:
@@ -252,10 +273,19 @@ def _set(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None
     netlink.run(message, RTM_NEWLINK)
 
 
-def _isolate(netlink: Netlink, index: int) -> None:
-    port = {"attrs": [("IFLA_BRPORT_ISOLATED", 1)]}
-    info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", port)]
+def _set_port(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None:
+    info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": fields})]
     _set(netlink, index, [("IFLA_LINKINFO", {"attrs": info})])
+
+
+def _add_station(netlink: Netlink, index: int, mac: bytes) -> None:
+    message = ndmsg()
+    message["family"] = socket.AF_BRIDGE
+    message["ifindex"] = index
+    message["state"] = NUD_NOARP
+    message["flags"] = NTF_MASTER
+    message["attrs"] = [("NDA_LLADDR", format_mac(mac))]
+    netlink.run(message, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE)
 
 
 def _add_address(netlink: Netlink, index: int, address: Interface) -> None:
@@ -275,8 +305,8 @@ def _add_address(netlink: Netlink, index: int, address: Interface) -> None:
     netlink.run(message, RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE)
 
 
-# What the kernel shows of an object is mostly the same bytes as three seconds ago: all three
-# readers remember, which halves the time that the reading of a sandbox takes.
+# What the kernel shows of an object is mostly the same bytes as three seconds ago: the readers of
+# links, addresses and routes remember, which halves the time that the reading of a sandbox takes.
 
 
 @functools.lru_cache(maxsize=4096)
@@ -304,6 +334,7 @@ def _read_link(answer: bytes) -> tuple[int, str, int, KernelLink]:
             peer=number(found[_IFLA_LINK]) if kind == "veth" and _IFLA_LINK in found else 0,
             alias=text(found[_IFLA_IFALIAS]) if _IFLA_IFALIAS in found else "",
             link=link,
+            learning=_IFLA_BRPORT_LEARNING in port and bool(number(port[_IFLA_BRPORT_LEARNING])),
         ),
     )
 
@@ -336,6 +367,17 @@ def _read_address(answer: bytes) -> tuple[int, Interface] | None:
     if raw is None or family not in (socket.AF_INET, socket.AF_INET6):
         return None
     return index, ipaddress.ip_interface((bytes(raw), prefix_length))
+
+
+def _read_stations(netlink: Netlink) -> dict[int, list[bytes]]:
+    """MACs that bridges were told to know, by the index of the port behind which they are."""
+    found: dict[int, list[bytes]] = defaultdict(list)
+    for answer in netlink.dump(_STATIONS, RTM_GETNEIGH):
+        _, index, state, _, _ = _STATION.unpack_from(answer)
+        fields = attributes(answer, _STATION.size)
+        if state & NUD_NOARP and _NDA_MASTER in fields and _NDA_LLADDR in fields:
+            found[index].append(bytes(fields[_NDA_LLADDR]))
+    return found
 
 
 def _read_routes(netlink: Netlink) -> tuple[dict[int, frozenset[Route]], frozenset[int]]:

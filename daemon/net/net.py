@@ -267,9 +267,9 @@ class Net:
             with contextlib.suppress(OSError):
                 opened = namespaces.open_namespace(file)
                 with namespaces.closing(opened), namespaces.entered(opened) as netlink:
-                    overlays[file.name] = links.read_links(netlink)
+                    overlays[file.name] = links.read_links(netlink, stations=True)
         with namespaces.entered(self._home) as netlink:
-            own = links.read_links(netlink)
+            own = links.read_links(netlink, stations=True)
             bridge, names = own.get(GATEWAY_BRIDGE), own.get(NAMES_LINK)
             gateway = None
             if bridge is not None and self._is_our_bridge(bridge):

@@ -34,9 +34,10 @@ class Route:
 class Link:
     """A link as it should be, or as the kernel has it.
 
-    An empty `mac` of a wanted link stands for any. Addresses and routes beyond the wanted ones
-    belong to somebody else and are left alone. `default_routes` lists the IP versions for which
-    the link's namespace has a default route, whoever made it.
+    An empty `mac` of a wanted link stands for any. Addresses, routes and stations beyond the
+    wanted ones belong to somebody else and are left alone. `stations` are the MACs that its bridge
+    knows behind a port that learns none; a port that learns has none here. `default_routes` lists
+    the IP versions for which the link's namespace has a default route, whoever made it.
     """
 
     mac: bytes
@@ -44,6 +45,7 @@ class Link:
     up: bool = True
     master: str = ""
     isolated: bool = False
+    stations: frozenset[bytes] = frozenset()
     ipv6: bool = False
     addresses: frozenset[Interface] = frozenset()
     routes: frozenset[Route] = frozenset()
@@ -150,6 +152,7 @@ def faults(wanted: Link, found: Link | None) -> tuple[str, ...]:
             ("down", wanted.up and not found.up),
             ("master", wanted.master != found.master),
             ("isolation", wanted.isolated and not found.isolated),
+            ("stations", not wanted.stations <= found.stations),
             ("ipv6", wanted.ipv6 != found.ipv6),
             ("address", not wanted.addresses <= found.addresses),
             ("route", not all(_routed(route, found) for route in wanted.routes)),

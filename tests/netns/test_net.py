@@ -24,6 +24,7 @@ from pyvxlan.daemon.errors import (
     NetError,
     NotFoundError,
 )
+from pyvxlan.daemon.ipam import mac_for
 from pyvxlan.daemon.model import gateway_host_ifname, host_ifname
 from pyvxlan.daemon.net import BRIDGE, GATEWAY_BRIDGE, Net, alias_of, faults, namespaces, nftables
 from tests.netns.world import command
@@ -194,6 +195,7 @@ BY_HAND = {
     "outer_deleted": (OVERLAY, f"link del {V}"),
     "outer_released": (OVERLAY, f"link set {V} nomaster"),
     "outer_down": (OVERLAY, f"link set {V} down"),
+    "outer_learns": (OVERLAY, f"link set {V} type bridge_slave learning on"),
     "inner_down": (BOX, "link set eth0 down"),
     "inner_mtu": (BOX, "link set eth0 mtu 900"),
     "inner_mac": (BOX, "link set eth0 address 02:00:00:00:00:09"),
@@ -203,6 +205,7 @@ BY_HAND = {
     "uplink_deleted": (HOME, f"link del {G}"),
     "uplink_released": (HOME, f"link set {G} nomaster"),
     "uplink_not_isolated": (HOME, f"link set {G} type bridge_slave isolated off"),
+    "uplink_learns": (HOME, f"link set {G} type bridge_slave learning on"),
     "default_route": (BOX, "route del default"),
     "gateway_deleted": (HOME, f"link del {GATEWAY_BRIDGE}"),
     "gateway_address": (HOME, f"addr flush dev {GATEWAY_BRIDGE}"),
@@ -269,6 +272,61 @@ async def test_endpoints_can_not_talk_over_the_gateway_bridge(net, box):
             check=False,
         )
         assert lost.returncode != 0
+
+
+def fdb(place, *args):
+    """Runs `bridge fdb` in the namespace of a path."""
+    return command("nsenter", f"--net={Path('/run/netns') / place}", "bridge", "fdb", *args).stdout
+
+
+def send_as(box, interface, mac):
+    """Broadcasts a frame from a sandbox, as if it came from `mac`."""
+    fd = namespaces.open_namespace(f"/run/netns/{box}")
+    with (
+        namespaces.closing(fd),
+        namespaces.inside(fd),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock,
+    ):
+        sock.bind((interface, 0))
+        sock.send(b"\xff" * 6 + mac + b"\x88\xb5" + bytes(46))
+
+
+async def test_no_container_draws_another_ones_frames_by_its_mac(net, box):
+    with netns("p2box2") as second:
+        want = await wanted(net, box)
+        await build(net, want)
+        await repair(net, await wanted(net, second, one=endpoint(3, NET, host(1))))
+        overlay = net.netns_path(want.overlay.netns)
+        way_out = local(ENDPOINT).gateway_address.ip
+        for place, port, mac, address, interface in (
+            (overlay, V, ENDPOINT.mac, "10.0.1.2", "eth0"),
+            (HOME, G, mac_for(way_out), way_out, "eth1"),
+        ):
+            ping = ("nsenter", f"--net={Path('/run/netns') / place}", "ping", "-c1", "-W2", "-n")
+            command(*ping, address)
+            send_as(second, interface, mac)
+            command(*ping, address)
+            held = [line.split()[2] for line in fdb(place).splitlines() if mac.hex(":") in line]
+            assert held == [port]
+
+
+async def test_bridge_learns_no_mac_from_a_container(net, box):
+    want = await wanted(net, box)
+    await build(net, want)
+    overlay, stranger = net.netns_path(want.overlay.netns), bytes.fromhex("0242c6120009")
+    send_as(box, "eth0", stranger)
+    send_as(box, "eth1", stranger)
+    assert stranger.hex(":") not in fdb(overlay) + fdb(HOME)
+
+
+async def test_station_removed_from_the_bridge_is_seen_and_put_back(net, box):
+    want = await wanted(net, box)
+    await build(net, want)
+    overlay = net.netns_path(want.overlay.netns)
+    fdb(overlay, "del", ENDPOINT.mac.hex(":"), "dev", V, "master")
+    assert await wrong(net, want) == {V: ("stations",)}
+    await repair(net, want)
+    assert await wrong(net, want) == {}
 
 
 async def test_forwarding_is_put_back_by_cleanup(net, box):

@@ -161,6 +161,12 @@ def test_uplink_is_isolated_and_carries_the_default_route():
     assert uplink.inner.routes == {Route(ip_network("0.0.0.0/0"), ip_address("172.18.0.1"))}
 
 
+def test_a_bridge_knows_each_container_by_its_mac_and_learns_no_other():
+    one = wanted().attachments[0]
+    assert one.overlay.outer.stations == {one.overlay.inner.mac}
+    assert one.uplink.outer.stations == {one.uplink.inner.mac}
+
+
 def test_gateway_bridge_is_the_first_address_of_the_subnet():
     gateway = desired(wanted()).gateway
     assert gateway.link.addresses == {IPv4Interface("172.18.0.1/16")}
