@@ -84,6 +84,8 @@ class Follower:
         """When the store stopped answering, on the monotonic clock; None while it answers."""
         self.stale_reason = ""
         """Why it does not answer, as far as is known."""
+        self.left_step_s = mirror.seen_s if mirror else None
+        """When this was last in step, by the wall clock; None while it is, or if it never was."""
         self._store = store
         self._mirror = mirror
         self._lost = lost
@@ -282,6 +284,9 @@ class Follower:
         stale = any(one.table.stale for one in self._followed.values())
         if isinstance(event, Stale):
             self.stale_reason = event.reason
+            self.left_step_s = self.left_step_s or time.time()
+        elif self.synced and not any(table.held for table in self.tables):
+            self.left_step_s = None
         if stale and self.stale_since is None:
             self.stale_since = time.monotonic()
             log.warning("store stale cause=%s", self.stale_reason)

@@ -18,12 +18,15 @@ from pyvxlan.daemon.errors import DaemonError, InvalidError, StoreConflictError
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Store, Write
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
+from pyvxlan.daemon.refill import COVERED_S
 from pyvxlan.daemon.reservations import Reservations
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
 
 OBSERVE_S = 30.0
+KEEP_GONE_S = 2 * COVERED_S
+"""How long it is noted that a network was removed: longer than anybody looks back."""
 
 
 class Collector:
@@ -84,6 +87,14 @@ class Collector:
         for host_id, since_s in self._absent_since.items():
             if now_s - since_s >= grace_s:
                 await self._collect(host_id, guard)
+        await self._collect_notes(guard)
+
+    async def _collect_notes(self, guard: Check) -> None:
+        """Removes notes of removed networks that nobody needs any more."""
+        for network_id, gone in list(self._state.removed.items()):
+            key = records.gone_key(network_id)
+            if time.time() - gone.at_s > KEEP_GONE_S and self._state.recorded(key):
+                await self._store.txn([guard], [Delete(key)])
 
     async def _lead(self) -> Check | None:
         """Takes or keeps the leadership; gives the check that proves it, or None."""

@@ -51,6 +51,8 @@ class Membership:
     def __init__(self, store: Store, state: State, host: Host) -> None:
         self.cluster = ""
         """The cluster's id, known after `register`."""
+        self.created_s = 0.0
+        """When the cluster's store was begun, by the wall clock of the host that did."""
         self._store = store
         self._state = state
         self._host = host
@@ -192,7 +194,9 @@ class Membership:
         )
 
     async def _enrol(self) -> None:
-        self.cluster = await self._ensure_meta()
+        meta = await self._ensure_meta()
+        self.cluster, self.created_s = meta.cluster, meta.created_s
+        self._state.note_cluster(meta.cluster)
         session = await self._store.session(self._state.config.session_ttl_s)
         try:
             await self._publish(session)
@@ -210,12 +214,12 @@ class Membership:
             self._host.vtep,
         )
 
-    async def _ensure_meta(self) -> str:
+    async def _ensure_meta(self) -> records.Meta:
         while True:
             item = await self._store.get(records.META)
             if item:
                 try:
-                    return records.parse_meta(item.value).cluster
+                    return records.parse_meta(item.value)
                 except InvalidError as error:
                     raise InvalidError(f"store record {records.META}: {error}") from error
             now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,8 +8,10 @@ conflict is tried again with a fresh view, a bounded number of times.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -182,6 +184,7 @@ class Networks:
 
         Raises:
             ConflictError: Its name, VNI or subnet belongs to another network by now.
+            NotFoundError: It was not lost but removed.
             StoreConflictError: Another host was faster; look again.
         """
         used_item = await self._store.get(records.POOLS)
@@ -193,8 +196,21 @@ class Networks:
             claim = await self._store.get(key)
             if claim and (owner := records.parse_claim(claim.value)) != network.id:
                 raise ConflictError(f"{key} belongs to network {owner} by now")
+        if await self._store.get(records.gone_key(network.id)):
+            raise NotFoundError(f"network {network.name} was removed")
         await self._publish_network(replace(network, state="up"), used_item, used)
         log.warning("network restored network=%s name=%s", network.id, network.name)
+
+    async def mark_gone(self, network_id: str, gone: records.Gone) -> None:
+        """Notes again that a network was removed, where the store has lost the note."""
+        key = records.gone_key(network_id)
+        with contextlib.suppress(StoreConflictError):
+            await self._store.txn([Check(key, ABSENT)], [Write(key, records.emit_gone(gone))])
+
+    async def restore_config(self, value: bytes) -> None:
+        """Puts back the `cfg` record if there is none."""
+        with contextlib.suppress(StoreConflictError):
+            await self._store.txn([Check(records.CFG, ABSENT)], [Write(records.CFG, value)])
 
     async def remove(self, ref: str) -> Network:
         """Removes a network: first closes it to new endpoints, then deletes it with its claims.
@@ -274,6 +290,7 @@ class Networks:
         key = records.network_key(network.id)
         name_key = records.network_name_key(network.name)
         vni_key = records.vni_key(network.vni)
+        gone_key = records.gone_key(network.id)
         now_used = dict(used) | {subnet.cidr: network.id for subnet in network.subnets}
         owner = records.emit(network.id)
         pools = records.emit_pools(records.PoolUse(now_used))
@@ -281,7 +298,7 @@ class Networks:
             await self._store.txn(
                 [
                     Check(records.POOLS, used_item.revision if used_item else ABSENT),
-                    *(Check(absent, ABSENT) for absent in (key, name_key, vni_key)),
+                    *(Check(absent, ABSENT) for absent in (key, name_key, vni_key, gone_key)),
                 ],
                 [
                     Write(records.POOLS, pools),
@@ -326,6 +343,7 @@ class Networks:
             cidr: owner for cidr, owner in parsed_pools(used_item).items() if owner != network.id
         }
         pools = records.emit_pools(records.PoolUse(used))
+        gone = records.Gone(network.name, time.time())
         await self._store.txn(
             [
                 Check(item.key, item.revision),
@@ -333,6 +351,7 @@ class Networks:
             ],
             [
                 Delete(item.key),
+                Write(records.gone_key(network.id), records.emit_gone(gone)),
                 Delete(records.network_name_key(network.name)),
                 Delete(records.vni_key(network.vni)),
                 Write(records.POOLS, pools),

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from ipaddress import (
     IPv4Interface,
@@ -44,6 +45,7 @@ NETWORKS = "net/"
 HOSTS = "host/"
 ALIVE = "alive/"
 OWNED = "own/"
+GONE = "gone/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
 READY = "move/ready/"
@@ -51,7 +53,7 @@ READY = "move/ready/"
 KINDS = frozenset(
     (
         *("meta", "cfg", "pools", "net", "netname", "vni", "host", "vtep"),
-        *("ep", "own", "ip", "name", "mac"),
+        *("gone", "ep", "own", "ip", "name", "mac"),
     )
 )
 """First parts of the keys that outlive every session: what a copy of the store must hold."""
@@ -69,6 +71,11 @@ T = TypeVar("T")
 def network_key(network_id: str) -> str:
     """Key of a network's record."""
     return f"{NETWORKS}{network_id}"
+
+
+def gone_key(network_id: str) -> str:
+    """Key that says of a network that it was removed."""
+    return f"{GONE}{network_id}"
 
 
 def network_name_key(name: str) -> str:
@@ -222,6 +229,23 @@ class Meta:
     created: str = ""
     transition: Transition | None = None
 
+    @property
+    def created_s(self) -> float:
+        """When it was made, in seconds since the epoch; 0 if it does not tell."""
+        try:
+            return datetime.fromisoformat(self.created).timestamp()
+        except ValueError:
+            return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A `gone/` record: a network that was removed, so that no host takes it for lost."""
+
+    name: str
+    at_s: float
+    """Seconds since the epoch, by the clock of the host that removed it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PoolUse:
@@ -286,6 +310,18 @@ def parse_network(network_id: str, value: bytes) -> Network:
 def with_state(value: bytes, state: Literal["up", "down"]) -> bytes:
     """Rewrites a network's record with another state; fields of newer versions stay."""
     return emit(_record(value) | {"state": state})
+
+
+def emit_gone(gone: Gone) -> bytes:
+    """Writes a `gone/` record."""
+    return emit({"v": VERSION, "name": gone.name, "at": round(gone.at_s)})
+
+
+def parse_gone(network_id: str, value: bytes) -> Gone:
+    """Reads a `gone/` record."""
+    record = _record(value)
+    _id(network_id)
+    return Gone(_name(record, "name"), _integer(record, "at", 0, 2**40))
 
 
 def emit_endpoint(endpoint: Endpoint) -> bytes:

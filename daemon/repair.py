@@ -27,6 +27,7 @@ from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Endpoint
 from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.refill import Refill
 from pyvxlan.daemon.requests import EndpointWish
 from pyvxlan.daemon.state import State
 
@@ -36,6 +37,7 @@ COMPARE_S = 300.0
 """How often everything is compared without a reason."""
 PAUSE_S = 0.3
 """Between two comparisons, whatever the reasons."""
+WARN_AGAIN_S = 60.0
 FENCE_S = 4.0
 """How long a claim must be another's before its former owner gives way: an old copy of the store
 may show owners that are about to withdraw."""
@@ -73,7 +75,7 @@ class Repair:
         self._state = state
         self._local = local
         self._membership = membership
-        self._networks = networks
+        self._refill = Refill(state, local, membership, networks)
         self._endpoints = endpoints
         self._disconnect = disconnect
         self._fence_s = fence_s
@@ -84,11 +86,15 @@ class Repair:
 
     async def keep(self) -> NoReturn:
         """Runs `repair` at the start, whenever there is a reason to, and now and then."""
+        told, told_at = "", 0.0
         while True:
             try:
                 await self.repair()
             except DaemonError as error:
-                log.warning("records not compared cause=%s", error)
+                now = time.monotonic()
+                if str(error) != told or now - told_at > WARN_AGAIN_S:
+                    told, told_at = str(error), now
+                    log.warning("records not compared, tried again cause=%s", error)
             await asyncio.sleep(PAUSE_S)
             with contextlib.suppress(NotSettledError):
                 await self._state.wait_for(self._due, timeout_s=COMPARE_S)
@@ -106,6 +112,7 @@ class Repair:
         """
         resyncs = self._resyncs()
         await self._membership.confirm()
+        await self._refill.refill()
         stored = await self._endpoints.owned(self._membership.host_id)
         failures: list[DaemonError] = []
         for endpoint_id, endpoint in list(self._local.records.items()):
@@ -130,7 +137,8 @@ class Repair:
                 await self._remove(network_id, endpoint_id)
         if failures:
             raise failures[0]
-        self._local.remember_cluster(self._membership.cluster)
+        if not self._state.held:
+            self._local.remember_cluster(self._membership.cluster)
         self._compared = resyncs
 
     async def withdraw(self, endpoint: Endpoint) -> None:
@@ -211,6 +219,7 @@ class Repair:
             self._compared != self._resyncs()
             or bool(self._local.withdrawn)
             or bool(self._outdated())
+            or self._refill.due()
             or any(
                 id_ in self._local.endpoints and not self._shown(endpoint)
                 for id_, endpoint in self._local.records.items()
@@ -225,7 +234,7 @@ class Repair:
         if await self._endpoints.confirm(endpoint):
             return
         try:
-            await self._ensure_network(endpoint.network_id)
+            await self._refill.ensure(endpoint.network_id)
             await self._endpoints.restore(endpoint)
         except (ConflictError, NotFoundError) as error:
             since = self._fencing.setdefault(endpoint.id, time.monotonic())
@@ -248,16 +257,6 @@ class Repair:
         )
         with contextlib.suppress(DaemonError):
             await self._disconnect(endpoint.id)
-
-    async def _ensure_network(self, network_id: str) -> None:
-        """Puts back a network that was lost with its store; one that was removed stays so."""
-        try:
-            await self._networks.find(network_id)
-        except NotFoundError:
-            copy = self._local.networks.get(network_id)
-            if copy is None or self._local.cluster == self._membership.cluster:
-                raise
-            await self._networks.restore(copy)
 
 
 def _fits(endpoint: Endpoint, wish: EndpointWish) -> bool:

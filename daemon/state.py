@@ -58,14 +58,23 @@ class State:
         self.host = host
         self.dirty = asyncio.Event()
         """Set while `take_dirty` has something to give."""
+        self._mirror = mirror
+        self._cluster = mirror.cluster if mirror else ""
         self._dirty: set[str] = set()
         self._networks = Table(records.NETWORKS, records.parse_network)
         self._hosts = Table(records.HOSTS, records.parse_host)
         self._alive = Table(records.ALIVE, _parse_alive, guarded=False)
-        self._config = Table(
-            records.CFG, lambda _, value: records.parse_config(value), guarded=False
-        )
+        self._config = Table(records.CFG, lambda _, value: (records.parse_config(value), value))
+        self._removed = Table(records.GONE, records.parse_gone)
+        self._base: Mapping[str, Watched] = {
+            "net": self._networks,
+            "host": self._hosts,
+            "alive": self._alive,
+            "cfg": self._config,
+            "gone": self._removed,
+        }
         self._endpoints: dict[str, Table[Endpoint]] = {}
+        self._returned: tuple[int, int, Set[str]] = (0, 0, frozenset())
         self._departed: set[str] = set()
         """Networks to leave as soon as the store answers."""
         self._hold_s = hold_s
@@ -91,6 +100,7 @@ class State:
         follow(self._hosts, self._host_changed, self.mark)
         follow(self._alive, _ignore, self.mark)
         follow(self._config, _ignore, self.mark)
+        follow(self._removed, _ignore, self.mark)
         for network_id in networks:
             self.join(network_id)
         self._follower.drop_others()
@@ -127,7 +137,27 @@ class State:
     @property
     def config(self) -> records.ClusterConfig:
         """The `cfg` record, or what holds without one."""
-        return self._config.values.get("") or records.ClusterConfig()
+        found = self._config.values.get("")
+        return found[0] if found else records.ClusterConfig()
+
+    @property
+    def lost_config(self) -> bytes | None:
+        """The `cfg` record, as it was written, if the store lacks it of late."""
+        return self._config.values[""][1] if self._config.held else None
+
+    @property
+    def removed(self) -> Mapping[str, records.Gone]:
+        """Networks that were removed within the last day or so, by id."""
+        return MappingProxyType(self._removed.values)
+
+    @property
+    def returned(self) -> Set[str]:
+        """Ids of networks that are known to be removed, and that an old store has brought back."""
+        networks, removed, found = self._returned
+        if (networks, removed) != (self._networks.version, self._removed.version):
+            found = self._networks.values.keys() & self._removed.values.keys()
+            self._returned = (self._networks.version, self._removed.version, found)
+        return {id_ for id_ in found if self._networks.holds(id_)}
 
     @property
     def endpoints(self) -> Mapping[str, Mapping[str, Endpoint]]:
@@ -160,8 +190,7 @@ class State:
     @property
     def known(self) -> bool:
         """Whether the cluster's networks and hosts were read, by this process or one before."""
-        base = (self._networks, self._hosts, self._alive, self._config)
-        return all(table.known for table in base)
+        return all(table.known for table in self._base.values())
 
     @property
     def synced(self) -> bool:
@@ -172,6 +201,11 @@ class State:
     def stale_since(self) -> float | None:
         """Since when this may be out of date, on the monotonic clock; None while it is not."""
         return self._follower.stale_since
+
+    @property
+    def left_step_s(self) -> float | None:
+        """When this was last in step, by the wall clock; None while it is, or if it never was."""
+        return self._follower.left_step_s
 
     @property
     def stale_reason(self) -> str:
@@ -189,11 +223,12 @@ class State:
         False for one that `networks`, `hosts` or `endpoints` still show because its removal is
         held back.
         """
-        return any(
-            table.holds(key.removeprefix(table.prefix))
-            for table in self._tables
-            if key.startswith(table.prefix)
-        )
+        kind, _, id_ = key.partition("/")
+        table: Watched | None = self._base.get(kind)
+        if kind == "ep":
+            network_id, _, id_ = id_.partition("/")
+            table = self._endpoints.get(network_id)
+        return table is not None and table.holds(id_)
 
     def joined(self, network_id: str) -> bool:
         """Whether the endpoints of a network are watched and known."""
@@ -265,17 +300,29 @@ class State:
                     raise
         return remembered()
 
-    def check(self) -> None:
-        """Lists everything anew, now: the store may be another one than it was."""
-        self._follower.check()
+    def note_cluster(self, cluster: str) -> None:
+        """Takes note of the cluster that the store belongs to; another one is listed anew."""
+        if self._cluster and self._cluster != cluster:
+            self._follower.check()
+        self._cluster = cluster
+        if self._mirror:
+            self._mirror.remember_cluster(cluster)
 
     @property
     def _tables(self) -> Sequence[Watched]:
         return self._follower.tables
 
     def _looks_lost(self) -> bool:
-        """Whether the store lacked this host's own record of late."""
-        if self.host.id in self._hosts.held:
+        """Whether the store lacked of late what it can't: own records, notes of removals."""
+        if (
+            self.host.id in self._hosts.held
+            or self._removed.held
+            or any(
+                table.values[id_].host_id == self.host.id
+                for table in self._endpoints.values()
+                for id_ in table.held
+            )
+        ):
             self._lost_at = time.monotonic()
         return time.monotonic() - self._lost_at < self._hold_s
 

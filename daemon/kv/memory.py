@@ -135,6 +135,23 @@ class MemoryStore:
         for store in shared.stores:
             store.reset()
 
+    def save(self) -> Callable[[], None]:
+        """Takes a copy of all data; gives what puts it back, as a restored backup would."""
+        shared = self._shared
+        items, bound, deadlines = dict(shared.items), dict(shared.bound), dict(shared.deadlines)
+
+        def put_back() -> None:
+            shared.items = dict(items)
+            shared.bound = dict(bound)
+            shared.deadlines = dict(deadlines)
+            shared.log.clear()
+            shared.revision += 1
+            shared.floor = shared.revision
+            for store in shared.stores:
+                store.reset()
+
+        return put_back
+
     def reset(self) -> None:
         """Makes watchers read anew and notes sessions that are gone."""
         for lease in self._leases:

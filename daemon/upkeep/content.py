@@ -127,7 +127,7 @@ def shortened(texts: Sequence[str]) -> str:
 def owner_of(key: str, value: bytes) -> str:
     """Gives the id of what a record belongs to: a claim to its owner, an owner to itself."""
     kind = kind_of(key)
-    if kind in {"net", "ep", "host"}:
+    if kind in {"net", "gone", "ep", "host"}:
         return key.rpartition("/")[2]
     try:
         owner = json.loads(value)

@@ -95,6 +95,8 @@ def _read(parsed: Parsed, key: str, value: bytes) -> None:
             parsed.endpoints[endpoint_id] = records.parse_endpoint(network_id, endpoint_id, value)
         case "netname" | "vni" | "vtep" | "own" | "ip" | "name" | "mac":
             parsed.claims[key] = records.parse_claim(value)
+        case "gone":
+            records.parse_gone(rest, value)
         case "pools":
             parsed.pools = records.parse_pools(value).used
         case "cfg":

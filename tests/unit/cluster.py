@@ -73,7 +73,13 @@ class Node:
     """One host."""
 
     def __init__(
-        self, store: MemoryStore, mirror: Mirror, net: MemoryNet, directory: Path, number: int
+        self,
+        store: MemoryStore,
+        mirror: Mirror,
+        net: MemoryNet,
+        directory: Path,
+        number: int,
+        fence_s: float,
     ) -> None:
         self.store = store
         self.local = LocalRecords(directory)
@@ -100,7 +106,7 @@ class Node:
             settings=Settings(),
             host=self.host,
             rng=Random(number),
-            fence_s=0,
+            fence_s=fence_s,
         )
 
     async def start(self) -> None:
@@ -136,6 +142,8 @@ class Cluster:
         self.directory = directory
         self.time_s = 1000.0
         self.store = MemoryStore(clock=lambda: self.time_s, tick_s=0.02)
+        self.fence_s = 0.0
+        """For how long a host's claims may be another's before it gives way."""
         self.nodes: list[Node] = []
         self.nets: dict[Path, MemoryNet] = {}
         """The kernels of the hosts, by directory: they outlive the daemons."""
@@ -148,7 +156,7 @@ class Cluster:
             store.lose(away)
         mirror = await Mirror.open(directory / "mirror.db", "memory:")
         net = self.nets.setdefault(directory, MemoryNet())
-        node = Node(store, mirror, net, directory, number)
+        node = Node(store, mirror, net, directory, number, self.fence_s)
         self.nodes.append(node)
         await node.start()
         return node

@@ -16,6 +16,7 @@ from pyvxlan.daemon.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
+from pyvxlan.daemon.kv import Delete, Write
 from pyvxlan.daemon.model import Endpoint
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from tests.unit.cluster import Cluster, Node
@@ -24,6 +25,7 @@ from tests.unit.cluster import Cluster, Node
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     made = Cluster(tmp_path)
+    made.fence_s = 4.0
     yield made
     await made.close()
 
@@ -230,9 +232,6 @@ async def test_network_left_without_the_store_is_kept_until_it_is_back(
     keeper.cancel()
 
 
-# The store comes back another
-
-
 async def test_lists_go_on_from_memory_and_detach_of_another_is_refused(
     one: Node, two: Node
 ) -> None:
@@ -248,6 +247,40 @@ async def test_lists_go_on_from_memory_and_detach_of_another_is_refused(
     await one.until(lambda: one.service.stale_s is None)
 
 
+# The store comes back another
+
+
+@pytest.fixture
+async def kept(one: Node, two: Node) -> AsyncIterator[None]:
+    """Both hosts keep their part of the store right, as daemons do."""
+    keepers = [asyncio.create_task(node.service.keep()) for node in (one, two)]
+    yield
+    for keeper in keepers:
+        keeper.cancel()
+    await asyncio.gather(*keepers, return_exceptions=True)
+
+
+async def content(cluster: Cluster) -> dict[str, bytes]:
+    """What outlives sessions; of notes of what was removed, only that they are there."""
+    return {
+        key: b"" if key.startswith(records.GONE) else item.value
+        for key, item in (await cluster.store.list("")).items()
+        if not key.startswith(("alive/", "gc/", "meta"))
+    }
+
+
+async def comes_back(cluster: Cluster, wanted: dict[str, bytes], within_s: float = 5) -> None:
+    """Returns when the store holds just what it held before."""
+    found: dict[str, bytes] = {}
+    try:
+        async with asyncio.timeout(within_s):
+            while (found := await content(cluster)) != wanted:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        missing, more = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+        raise AssertionError(f"missing {missing}, more {more}, or changed") from None
+
+
 async def test_lost_store_is_alarmed_and_held(
     cluster: Cluster, one: Node, two: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -260,3 +293,165 @@ async def test_lost_store_is_alarmed_and_held(
     await asyncio.sleep(1.5)
     assert set(one.state.endpoints[mine.network_id]) == {mine.id, theirs.id}
     assert not one.state.recorded(records.endpoint_key(theirs.network_id, theirs.id))
+
+
+async def test_lost_store_is_filled_again_with_everything(
+    cluster: Cluster, one: Node, two: Node, kept: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, theirs = await overlay(one, two)
+    await one.service.create_network(NetworkSpec("nobody-in-it", ipv6=True, labels={"a": "b"}))
+    await one.service.create_network(NetworkSpec("gone"))
+    await one.service.remove_network("gone")
+    config = b'{"v":1,"gc_grace_s":77,"of_a_newer_version":1}'
+    await cluster.store.txn([], [Write(records.CFG, config)])
+    await one.until(lambda: two.state.config.gc_grace_s == one.state.config.gc_grace_s == 77)
+    await one.until(lambda: len(one.state.removed) == len(two.state.removed) == 1)
+    before = await content(cluster)
+    cluster.store.wipe()
+    await comes_back(cluster, before)
+    for node in (one, two):
+        assert set(node.state.endpoints[mine.network_id]) == {mine.id, theirs.id}
+        await node.until(lambda node=node: node.state.held == 0)  # type: ignore[misc]
+        assert node.state.config.gc_grace_s == 77
+    assert "store was lost and begun anew" in caplog.text
+    await attached(one, "c5", name="goes-on")
+
+
+async def test_lost_store_is_filled_again_after_all_daemons_were_down(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    await overlay(one, two)
+    await one.service.create_network(NetworkSpec("nobody-in-it"))
+    before = await content(cluster)
+    for node in (one, two):
+        await node.until(lambda node=node: len(node.state.networks) == 2)  # type: ignore[misc]
+        await cluster.stop(node)
+    cluster.store.wipe()
+    again = [await cluster.start(1), await cluster.start(2)]
+    keepers = [asyncio.create_task(node.service.keep()) for node in again]
+    names = {key for key in before if not key.startswith("host/")}
+    async with asyncio.timeout(8):
+        while not names <= (await content(cluster)).keys():
+            await asyncio.sleep(0.02)
+    for keeper in keepers:
+        keeper.cancel()
+
+
+async def test_old_copy_is_brought_up_to_date(
+    cluster: Cluster, one: Node, two: Node, kept: None
+) -> None:
+    """Newer records are missing, removed ones are back, and a name means another network."""
+    mine, theirs = await overlay(one, two)
+    await one.service.create_network(NetworkSpec("reused", subnets=("10.9.0.0/24",), vni=77))
+    two.net.add("z")
+    await two.service.attach(AttachSpec("reused", "z", EndpointSpec(name="zombie")))
+    await attached(two, "c2", name="old", ip="10.0.0.9")
+    put_back = cluster.store.save()
+    await two.service.detach("zombie")
+    await one.service.remove_network("reused")
+    await two.service.detach("old")
+    await one.service.create_network(NetworkSpec("reused", subnets=("10.9.0.0/24",), vni=77))
+    one.net.add("z")
+    await one.service.attach(AttachSpec("reused", "z", EndpointSpec(name="zombie")))
+    heir = await attached(one, "c3", name="old", ip="10.0.0.9")
+    for node in (one, two):
+        await node.until(lambda node=node: node.state.endpoint(heir.network_id, heir.id))  # type: ignore[misc]
+        await node.until(lambda node=node: len(node.state.removed) == 1)  # type: ignore[misc]
+    before = await content(cluster)
+    shown = []
+    put_back()
+    watcher = asyncio.create_task(_watch_names(one, two, shown))
+    await comes_back(cluster, before)
+    living = {mine.id, theirs.id, heir.id}
+    for node in (one, two):
+        await node.until(lambda node=node: node.state.held == 0)  # type: ignore[misc]
+        await node.until(lambda node=node: set(node.state.endpoints[mine.network_id]) == living)  # type: ignore[misc]
+    watcher.cancel()
+    assert shown
+    assert all(living <= ids for ids in shown), "no flow lost its entry meanwhile"
+    assert heir.id in one.local.endpoints
+
+
+async def _watch_names(one: Node, two: Node, shown: list[set[str]]) -> None:
+    network_id = next(iter(two.local.endpoints.values())).network_id
+    while True:
+        for node in (one, two):
+            shown.append(set(node.state.endpoints[network_id]))
+        await asyncio.sleep(0.005)
+
+
+async def test_what_was_removed_during_an_outage_goes_soon(
+    cluster: Cluster, one: Node, two: Node, kept: None
+) -> None:
+    mine, _ = await overlay(one, two)
+    await two.service.create_network(NetworkSpec("n2"))
+    await one.until(lambda: len(one.state.networks) == 2)
+    one.store.lose("cable cut")
+    await one.until(lambda: not one.state.synced)
+    await two.service.remove_network("n2")
+    await two.service.detach("on-two")
+    one.store.reset()
+    one.store.recover()
+    await one.until(lambda: set(one.state.endpoints[mine.network_id]) == {mine.id}, within_s=5)
+    await one.until(lambda: len(one.state.networks) == 1, within_s=5)
+    await asyncio.sleep(0.7)
+    assert [network.name for network in await two.service.networks()] == ["n1"]
+
+
+async def test_network_that_was_removed_stays_so_for_a_host_that_was_away(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    """The store was lost meanwhile, too: the host that was away knows neither."""
+    await overlay(one, two)
+    await two.service.create_network(NetworkSpec("n2"))
+    await one.until(lambda: len(one.state.networks) == 2)
+    keeper = asyncio.create_task(two.service.keep())
+    await cluster.stop(one)
+    await two.service.remove_network("n2")
+    await two.until(lambda: len(two.state.removed) == 1)
+    cluster.store.wipe()
+    await two.until(lambda: two.state.held <= 1 and len(two.state.removed) == 1)
+    again = await cluster.start(1)
+    keepers = [keeper, asyncio.create_task(again.service.keep())]
+    await again.until(lambda: len(again.state.removed) == 1)
+    await asyncio.sleep(2)
+    assert [network.name for network in await two.service.networks()] == ["n1"]
+    for each in keepers:
+        each.cancel()
+
+
+async def test_host_that_was_away_for_days_puts_nothing_back(
+    cluster: Cluster, one: Node, two: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await two.service.create_network(NetworkSpec("n2"))
+    await one.until(lambda: len(one.state.networks) == 1)
+    await cluster.stop(one)
+    await two.service.remove_network("n2")
+    keys = list(await cluster.store.list(records.GONE))
+    await cluster.store.txn([], [Delete(key) for key in keys])  # as its collection does
+    monkeypatch.setattr("pyvxlan.daemon.refill.COVERED_S", 0.5)
+    await asyncio.sleep(0.6)
+    again = await cluster.start(1)
+    keeper = asyncio.create_task(again.service.keep())
+    await asyncio.sleep(0.3)
+    assert again.state.held == 1
+    await again.until(lambda: again.state.held == 0)
+    assert await two.service.networks() == []
+    keeper.cancel()
+
+
+async def test_store_of_another_cluster_is_said_and_filled_with_what_runs_only(
+    cluster: Cluster, one: Node, two: Node, kept: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine, theirs = await overlay(one, two)
+    await one.service.create_network(NetworkSpec("nobody-in-it"))
+    other = records.Meta("d" * 32, created="2020-01-01T00:00:00Z")
+    await one.until(lambda: len(one.state.networks) == len(two.state.networks) == 2)
+    cluster.store.wipe()
+    await cluster.store.txn([], [Write(records.META, records.emit_meta(other))])
+    async with asyncio.timeout(8):
+        while len(await one.service.endpoints()) != 2:
+            await asyncio.sleep(0.02)
+    assert {e.id for e in await one.service.endpoints()} == {mine.id, theirs.id}
+    assert [network.name for network in await one.service.networks()] == ["n1"]
+    assert f"store is of another cluster cluster={'d' * 32}" in caplog.text
