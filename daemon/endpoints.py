@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from random import Random
 from types import MappingProxyType
@@ -41,6 +41,8 @@ from pyvxlan.daemon.state import State
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 16
+LIST_AGAIN = 4
+"""Attempt from which on it is not believed any more what was known of taken addresses."""
 SHOWN = 5
 """Endpoints that a message names before it counts the rest."""
 
@@ -141,18 +143,27 @@ class Endpoints:
             )
         return fitting[0]
 
-    async def create(self, network_ref: str, wish: EndpointWish, endpoint_id: str) -> Endpoint:
-        """Creates an endpoint of this host: record, addresses, name and MAC in one step."""
-        taken: set[Address] | None = None
+    async def create(self, network_id: str, wish: EndpointWish, endpoint_id: str) -> Endpoint:
+        """Creates an endpoint of this host: record, addresses, name and MAC in one step.
+
+        In a network that this host is on, that takes one read and one transaction.
+        """
+        taken: Set[Address] | None = None
+        tried: set[Address] = set()
         for attempt in range(ATTEMPTS):
-            found = await self._networks.find(network_ref)
+            found = await self._networks.read(network_id)
             network = found.network
             if network.state != "up":
                 raise ConflictError(
                     f"network {network.name} is being removed: run network rm again to finish"
                 )
-            taken = await self._taken(network, fresh=attempt > 0)
-            addresses = self._choose_addresses(network, wish, taken, fresh=attempt > 0)
+            if taken is None or attempt == LIST_AGAIN:
+                taken = await self._taken(network, fresh=attempt > 0)
+            try:
+                addresses = self._choose_addresses(network, wish, taken, tried)
+            except ExhaustedError:
+                taken = await self._taken(network, fresh=True)
+                addresses = self._choose_addresses(network, wish, taken, tried)
             mac = wish.mac or ipam.mac_for(addresses[0].ip)
             check_mac(network, addresses, mac)
             endpoint = Endpoint(
@@ -170,14 +181,13 @@ class Endpoints:
                 await self.publish(endpoint, found.item.revision)
             except StoreConflictError:
                 await self._explain_endpoint(network, endpoint, wish)
+                tried |= {address.ip for address in addresses}
                 continue
             for address in addresses:
                 self._cursors[address.network] = address.ip
             log.info("endpoint created endpoint=%s network=%s", endpoint.id, network.id)
             return endpoint
-        raise StoreConflictError(
-            f"network {network_ref}: too many others take addresses; try again"
-        )
+        raise StoreConflictError(f"network {network_id}: too many others take addresses; try again")
 
     async def publish(
         self,
@@ -301,7 +311,7 @@ class Endpoints:
             for claim in records.endpoint_claims(endpoint):
                 item = await self._store.get(claim)
                 if item and (owner := records.parse_claim(item.value)) != endpoint.id:
-                    network = (await self._networks.find(endpoint.network_id)).network
+                    network = (await self._networks.read(endpoint.network_id)).network
                     holder = await self.describe(network, owner)
                     raise ConflictError(f"{claim} belongs to {holder} by now") from None
             raise
@@ -355,16 +365,16 @@ class Endpoints:
         log.info("endpoint removed endpoint=%s network=%s", endpoint.id, endpoint.network_id)
         return True
 
-    async def _taken(self, network: Network, *, fresh: bool) -> set[Address]:
+    async def _taken(self, network: Network, *, fresh: bool) -> Set[Address]:
         """Lists the addresses that are not free; without `fresh`, from memory where it can."""
         if not fresh and self._state.joined(network.id):
-            return known_addresses(self._state, network)
+            return self._state.taken(network.id)
         prefix = records.addresses_prefix(network.id)
         claims = await self._store.list(prefix)
         return {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
 
     def _choose_addresses(
-        self, network: Network, wish: EndpointWish, taken: set[Address], *, fresh: bool
+        self, network: Network, wish: EndpointWish, taken: Set[Address], tried: Set[Address]
     ) -> tuple[Interface, ...]:
         chosen: list[Interface] = []
         for version, text in ((4, wish.ip), (6, wish.ip6)):
@@ -377,8 +387,9 @@ class Endpoints:
                 address = ipam.pick_address(
                     subnet,
                     taken,
+                    tried,
                     cursor=self._cursors.get(subnet.cidr),
-                    rng=self._rng if fresh else None,
+                    rng=self._rng if tried else None,
                 )
                 if address:
                     chosen.append(ipam.with_prefix(address, subnet.cidr))
@@ -441,15 +452,6 @@ class Endpoints:
             f"endpoint {endpoint.name or endpoint.id[:12]} on host "
             f"{host.name if host else endpoint.host_id[:12]}"
         )
-
-
-def known_addresses(state: State, network: Network) -> set[Address]:
-    """Lists the addresses of a joined network that are taken, as far as this host knows."""
-    taken: set[Address] = {
-        a.ip for e in state.endpoints.get(network.id, {}).values() for a in e.addresses
-    }
-    taken |= {subnet.gateway for subnet in network.subnets}
-    return taken | {spared for subnet in network.subnets for _, spared in subnet.aux}
 
 
 def check_mac(network: Network, addresses: Sequence[Interface], mac: bytes) -> None:

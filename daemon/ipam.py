@@ -176,9 +176,14 @@ def static_address(text: str, version: int, subnets: Sequence[Subnet]) -> Interf
 
 
 def pick_address(
-    subnet: Subnet, taken: Set[Address], *, cursor: Address | None = None, rng: Random | None = None
+    subnet: Subnet,
+    taken: Set[Address],
+    tried: Set[Address] = frozenset(),
+    *,
+    cursor: Address | None = None,
+    rng: Random | None = None,
 ) -> Address | None:
-    """Picks a free address of a subnet, or None if there is none.
+    """Picks a free address of a subnet, neither taken nor tried, or None if there is none.
 
     Without `rng` it is the lowest one after `cursor`, going round, so that a freed address is not
     given out again at once. With `rng` it is any: the way to go on after a conflict, because the
@@ -188,6 +193,8 @@ def pick_address(
     if bounds is None:
         return None
     low, high = bounds
+    spared = {subnet.gateway, *(address for _, address in subnet.aux)}
+    unfit = (taken, tried, spared)
     size = high - low + 1
     base = subnet.cidr.network_address
     origin = int(base)
@@ -195,15 +202,15 @@ def pick_address(
         start = rng.randrange(size)
         for _ in range(RANDOM_TRIES):
             address = base + (low + rng.randrange(size) - origin)
-            if address not in taken and address != subnet.gateway:
+            if not any(address in refused for refused in unfit):
                 return address
     elif cursor is not None and low <= int(cursor) <= high:
         start = int(cursor) - low + 1
     else:
         start = 0
-    for step in range(min(size, len(taken) + 2)):
+    for step in range(min(size, sum(map(len, unfit)) + 1)):
         address = base + (low + (start + step) % size - origin)
-        if address not in taken and address != subnet.gateway:
+        if not any(address in refused for refused in unfit):
             return address
     return None
 

@@ -83,6 +83,13 @@ class Networks:
         networks = await self._state.recall(stored, lambda: list(self._state.networks.values()))
         return sorted(networks, key=lambda network: network.name)
 
+    def known(self, ref: str) -> Network | None:
+        """Finds a network by its name or id in memory alone; it may be gone by now."""
+        networks = self._state.networks
+        if ref in networks:
+            return networks[ref]
+        return next((network for network in networks.values() if network.name == ref), None)
+
     async def look_up(self, ref: str) -> Network:
         """Finds a network as `find` does; among those known last while the store is away."""
 
@@ -90,6 +97,18 @@ class Networks:
             return (await self.find(ref)).network
 
         return await self._state.recall(stored, lambda: self._remembered(ref))
+
+    async def read(self, network_id: str) -> Found:
+        """Reads a network from the store by its whole id.
+
+        Raises:
+            NotFoundError: There is none.
+            InvalidError: Its record is not valid.
+        """
+        item = await self._store.get(records.network_key(network_id))
+        if item is None:
+            raise NotFoundError(f"no network {network_id!r}: see pyvxlan network ls")
+        return found(item)
 
     async def find(self, ref: str) -> Found:
         """Finds a network in the store by name, id, or a prefix of the id that fits only one.
@@ -119,10 +138,9 @@ class Networks:
         return found(fitting[ids.index(_only(ref, ids))])
 
     def _remembered(self, ref: str) -> Network:
+        if network := self.known(ref):
+            return network
         networks = self._state.networks
-        for network in networks.values():
-            if network.name == ref:
-                return network
         fitting = [id_ for id_ in networks if _is_id_prefix(ref) and id_.startswith(ref)]
         if not fitting:
             raise NotFoundError(f"no network {ref!r} was known when the store went away")

@@ -88,7 +88,7 @@ class Refill:
             StoreError: Another host is about to put it back, or the store failed: try again.
         """
         try:
-            await self._networks.find(network_id)
+            await self._networks.read(network_id)
         except NotFoundError:
             copy = self._local.networks.get(network_id)
             lost = self._elsewhere or self._covered()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from pyvxlan.daemon import ipam, records
-from pyvxlan.daemon.endpoints import Endpoints, known_addresses
+from pyvxlan.daemon.endpoints import Endpoints
 from pyvxlan.daemon.errors import (
     ConflictError,
     ExhaustedError,
@@ -222,14 +222,15 @@ class Reservations:
         if address is not None:
             return ipam.static_address(str(address), address.version, [subnet])
         held = self._trying.setdefault(network.id, set())
-        taken = known_addresses(self._state, network) | held
+        taken = self._state.taken(network.id)
         if fresh or not self._state.joined(network.id):
             prefix = records.addresses_prefix(network.id)
             claims = await self._store.list(prefix)
-            taken |= {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
+            taken = {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
         picked = ipam.pick_address(
             subnet,
-            taken | held,
+            taken,
+            held,
             cursor=self._cursors.get(cidr),
             rng=self._rng if fresh else None,
         )

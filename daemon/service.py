@@ -316,14 +316,19 @@ class Service:
             StoreError: The store is away, and none fits.
         """
         wish = parse_endpoint_spec(spec)
-        network = await self.find_network(network_ref)
+        network = self._networks.known(network_ref) or await self.find_network(network_ref)
         joining.check_bridge(self._local, network)
         if revived := await self._repair.revive(network.id, wish):
             return revived
         endpoint_id = secrets.token_hex(16)
         self._repair.unattached[endpoint_id] = network.id
         try:
-            return await self._endpoints.create(network.id, wish, endpoint_id)
+            try:
+                return await self._endpoints.create(network.id, wish, endpoint_id)
+            except NotFoundError:
+                network = await self.find_network(network_ref)  # The name means another by now.
+                self._repair.unattached[endpoint_id] = network.id
+                return await self._endpoints.create(network.id, wish, endpoint_id)
         except BaseException:
             self._repair.unattached.pop(endpoint_id, None)
             raise
@@ -335,7 +340,8 @@ class Service:
             ConflictError: The sandbox is in that network already, or has such an interface.
             DaemonError: The kernel or the forwarder refused; nothing of it is left.
         """
-        network = await self.find_network(endpoint.network_id)
+        network = self._networks.known(endpoint.network_id)
+        network = network or await self.find_network(endpoint.network_id)
         gateway_subnet = await self._gateway_subnet()
         links = await self._net.sandbox_links(sandbox)
         # From here to `put` nothing else runs: two joins never choose the same name or address.
@@ -408,7 +414,7 @@ class Service:
         """Creates an endpoint and connects a sandbox to it: all of it or nothing."""
         parse_endpoint_spec(spec.endpoint)
         sandbox = await self._net.resolve_sandbox(spec.sandbox)
-        network = await self.find_network(spec.network)
+        network = self._networks.known(spec.network) or await self.find_network(spec.network)
         joining.check_twice(self._local, network, sandbox)
         links = await self._net.sandbox_links(sandbox)
         joining.check_ifname(self._local, sandbox, spec.ifname, links)

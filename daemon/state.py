@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from types import MappingProxyType
@@ -25,7 +26,7 @@ from pyvxlan.daemon.errors import (
 from pyvxlan.daemon.following import HOLD_S, SETTLE_S, Follower
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.mirror import Mirror
-from pyvxlan.daemon.model import Endpoint, Host, Network
+from pyvxlan.daemon.model import Address, Endpoint, Host, Network
 from pyvxlan.daemon.tables import Table, Watched
 
 T = TypeVar("T")
@@ -74,6 +75,7 @@ class State:
             "gone": self._removed,
         }
         self._endpoints: dict[str, Table[Endpoint]] = {}
+        self._taken: dict[str, Counter[Address]] = {}
         self._returned: tuple[int, int, Set[str]] = (0, 0, frozenset())
         self._departed: set[str] = set()
         """Networks to leave as soon as the store answers."""
@@ -172,6 +174,14 @@ class State:
         table = self._endpoints.get(network_id)
         return table.values.get(endpoint_id) if table else None
 
+    def taken(self, network_id: str) -> Set[Address]:
+        """Addresses that endpoints of a network hold, as far as is known: a live view.
+
+        Of a network that is not joined, none is known.
+        """
+        taken = self._taken.get(network_id)
+        return taken.keys() if taken else frozenset()
+
     def version(self, network_id: str) -> int:
         """A number that changes with the endpoints of a joined network; 0 if it is not joined."""
         table = self._endpoints.get(network_id)
@@ -246,9 +256,18 @@ class State:
         table = Table(
             records.endpoints_prefix(network_id), partial(records.parse_endpoint, network_id)
         )
-        self._endpoints[network_id] = table
-        mark = partial(self.mark, network_id)
-        self._follower.follow(table, lambda _id, _before, _after: mark(), mark)
+        taken: Counter[Address] = Counter()
+        self._endpoints[network_id], self._taken[network_id] = table, taken
+
+        def changed(_id: str, before: Endpoint | None, after: Endpoint | None) -> None:
+            for address in before.addresses if before else ():
+                taken[address.ip] -= 1
+                if not taken[address.ip]:
+                    del taken[address.ip]
+            taken.update(address.ip for address in (after.addresses if after else ()))
+            self.mark(network_id)
+
+        self._follower.follow(table, changed, partial(self.mark, network_id))
 
     def leave(self, network_id: str) -> None:
         """Stops watching a network's endpoints and forgets them.
@@ -258,6 +277,7 @@ class State:
         if self.stale_since is not None:
             self._departed.add(network_id)
         elif table := self._endpoints.pop(network_id, None):
+            del self._taken[network_id]
             self._follower.drop(table.prefix)
             self.mark(network_id)
 

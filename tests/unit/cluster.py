@@ -10,6 +10,7 @@ from random import Random
 
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import NotFoundError
+from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.local import LocalRecords
@@ -69,17 +70,17 @@ class MemoryReconciler:
             raise failure
 
 
-class Node:
-    """One host."""
+class Member:
+    """One host's daemon on any store, without a data plane."""
 
     def __init__(
         self,
-        store: MemoryStore,
+        store: Store,
         mirror: Mirror,
         net: MemoryNet,
         directory: Path,
         number: int,
-        fence_s: float,
+        fence_s: float = 0,
     ) -> None:
         self.store = store
         self.local = LocalRecords(directory)
@@ -109,9 +110,9 @@ class Node:
             fence_s=fence_s,
         )
 
-    async def start(self) -> None:
+    async def start(self, *, timeout_s: float = 5) -> None:
         kept = [*self.local.endpoints.values(), *self.local.withdrawn.values()]
-        if await self.state.start({e.network_id for e in kept}, timeout_s=0.2):
+        if await self.state.start({e.network_id for e in kept}, timeout_s=timeout_s):
             await self.membership.register()
             await self.until(lambda: self.host.id in self.state.alive)
         else:
@@ -133,6 +134,12 @@ class Node:
         async with asyncio.timeout(within_s):
             while not condition():
                 await asyncio.sleep(0.005)
+
+
+class Node(Member):
+    """A host on a store in memory, which a test may take away from it."""
+
+    store: MemoryStore
 
 
 class Cluster:
@@ -158,7 +165,7 @@ class Cluster:
         net = self.nets.setdefault(directory, MemoryNet())
         node = Node(store, mirror, net, directory, number, self.fence_s)
         self.nodes.append(node)
-        await node.start()
+        await node.start(timeout_s=0.2)
         return node
 
     async def stop(self, node: Node, *, crash: bool = False) -> None:
