@@ -3,7 +3,7 @@
 Two ways in one run, on the same store: what `pyvxlan` does (`Service.create_endpoint`: a key for
 each address, claimed together with the endpoint's record), and a bitmap of the whole subnet in one
 key, changed by compare-and-swap, as Docker's overlay had it. Each host is a client of its own; its
-watches are ended first, since sixteen hosts in one process would measure little else. The network is
+watches are ended first, since sixteen hosts in one process would measure little else. The subnet is
 a /20. Checks that nobody got an address twice, that nobody failed, and that the claims
 in the store are those that were given out; ends with 1 if ours is not 5 times as fast.
 
@@ -32,7 +32,7 @@ from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.requests import EndpointSpec, NetworkSpec
-from tests.servers.kinds import SERVERS, make_server
+from tests.servers.kinds import SERVERS
 from tests.unit.cluster import Member, MemoryNet
 
 CLIENTS = 16
@@ -63,9 +63,8 @@ def store_url(kind: str, directory: Path) -> Iterator[str]:
     if kind == "sqlite":
         yield f"sqlite://{directory}/store.db"
         return
-    server, url = make_server(kind, directory / "server")
-    with server:
-        yield url
+    with SERVERS[kind](directory / "server") as server:
+        yield server.url
 
 
 async def measured(take: Sequence[Callable[[], Awaitable[str]]], each: int) -> Outcome:
