@@ -76,6 +76,10 @@ class World:
         self.made: set[str] = set()
         """Endpoints that a host was told are there."""
         self.said: list[str] = []
+        self.creating = 0
+        self.open = asyncio.Event()
+        """Cleared to let no host create anything."""
+        self.open.set()
 
     def opener(self, number: int) -> Callable[[str], Awaitable[Store]]:
         async def open_lab(url: str) -> Store:
@@ -118,8 +122,23 @@ class World:
         return records.parse_meta((await self.held(url))[records.META]).transition
 
     async def create(self, node: Node, network: Network) -> None:
-        made = await node.service.create_endpoint(network.id, EndpointSpec())
+        await self.open.wait()
+        self.creating += 1
+        try:
+            made = await node.service.create_endpoint(network.id, EndpointSpec())
+        finally:
+            self.creating -= 1
         self.made.add(records.endpoint_key(network.id, made.id))
+
+    async def at_rest(self, url: str) -> dict[str, bytes]:
+        """All of a store, read while no host creates anything: not every store shows one moment."""
+        self.open.clear()
+        try:
+            while self.creating:
+                await asyncio.sleep(0.01)
+            return await self.held(url)
+        finally:
+            self.open.set()
 
     async def settled(self, url: str) -> None:
         """Returns when every host is registered in a store; all of it must be whole there."""
@@ -128,7 +147,7 @@ class World:
                 while not await self._registered(node, url):
                     await asyncio.sleep(0.01)
         made = set(self.made)
-        found = await self.held(url)
+        found = await self.at_rest(url)
         assert made <= found.keys()
         assert integrity.errors(found) == []
         assert await self.transition(url) is None
