@@ -144,7 +144,7 @@ class Reservations:
             ExhaustedError: The subnet has no free one.
         """
         for attempt in range(ATTEMPTS):
-            found = await self._networks.find(network_id)
+            found = await self._networks.read(network_id)
             network = found.network
             if network.state != "up":
                 raise ConflictError(f"network {network.name} is being removed")
