@@ -30,6 +30,11 @@ AUX_MAX = 12
 """Addresses of a network that nobody gets; each is a claim, and a transaction has 32 parts."""
 PREFIX_LENGTHS = {4: (8, 30), 6: (48, 126)}
 """Shortest and longest prefix of a network's subnet, by IP version."""
+RESERVED: tuple[Cidr, ...] = (
+    *map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4")),
+    *map(IPv6Network, ("::/8", "fe80::/10", "ff00::/8")),
+)
+"""Addresses that are no host's outside of one link (RFC 6890); with `::/8` all that mean IPv4."""
 
 
 def overlap(one: Cidr, other: Cidr) -> bool:
@@ -75,6 +80,7 @@ def parse_subnet(text: str) -> Cidr:
     Raises:
         InvalidError: Not a CIDR, with host bits, of a useless size, or of a reserved range.
     """
+    _refuse_interface(text, "subnet")
     try:
         cidr = ip_network(text)
     except ValueError as error:
@@ -88,11 +94,12 @@ def parse_subnet(text: str) -> Cidr:
     low, high = PREFIX_LENGTHS[cidr.version]
     if not low <= cidr.prefixlen <= high:
         raise InvalidError(f"subnet {text}: the prefix must be from /{low} to /{high}")
-    if cidr.is_multicast or cidr.is_loopback or cidr.is_unspecified or cidr.is_link_local:
-        raise InvalidError(
-            f"subnet {text} is reserved (multicast, loopback or link-local): "
-            "choose a private one such as 10.1.0.0/24"
-        )
+    for reserved in RESERVED:
+        if overlap(cidr, reserved):
+            raise InvalidError(
+                f"subnet {text} shares addresses with {reserved}, which is reserved: "
+                "choose a private one such as 10.1.0.0/24 or fd00:1::/64"
+            )
     return cidr
 
 
@@ -147,6 +154,7 @@ def first_free(cidr: Cidr, spared: Collection[Address]) -> Address:
 
 def parse_address(text: str, what: str) -> Address:
     """Reads an address that a user wrote for `what`."""
+    _refuse_interface(text, what)
     try:
         return ip_address(text)
     except ValueError as error:
@@ -272,6 +280,7 @@ def check_disjoint(cidr: Cidr, used: Iterable[tuple[Cidr, str]]) -> None:
 
 
 def _add_range(planned: dict[Cidr, Subnet], text: str) -> None:
+    _refuse_interface(text, "ip range")
     try:
         ip_range = ip_network(text)
     except ValueError as error:
@@ -304,6 +313,13 @@ def _spared(
             raise InvalidError(f"aux address {text} is given twice: once is enough")
         spared[cidr] += ((name, address),)
     return spared
+
+
+def _refuse_interface(text: str, what: str) -> None:
+    """Refuses what RFC 4007 allows behind an IPv6 address: it means nothing on another host."""
+    _, percent, zone = text.partition("%")
+    if percent:
+        raise InvalidError(f"{what} {text!r} names an interface: leave out %{zone.split('/')[0]}")
 
 
 def _home(subnets: Sequence[Cidr], address: Address, what: str) -> Cidr:

@@ -161,6 +161,11 @@ def test_subnets_that_can_not_be_are_refused(
         ("224.0.0.0/24", "reserved"),
         ("127.0.0.0/24", "reserved"),
         ("fe80::/64", "reserved"),
+        ("169.0.0.0/8", r"169\.254\.0\.0/16, which is reserved"),
+        ("0.0.0.0/24", "reserved"),
+        ("::/64", "reserved"),
+        ("::ffff:10.0.0.0/112", "reserved"),
+        ("fd00::%eth0/64", "leave out %eth0"),
         ("nonsense", "'nonsense' is not a range"),
         ("", "is not a range"),
         ("10.0.0.0/33", "is not a range"),
@@ -179,6 +184,7 @@ def test_subnet_that_makes_no_sense_is_refused(text: str, message: str) -> None:
         ("10.0.0.1", 4, "gateway"),
         ("10.0.1.7", 4, r"in none of the network's subnets \(10\.0\.0\.0/24\)"),
         ("fd00::5", 4, "wrong option"),
+        ("fd00::5%eth0", 6, "leave out %eth0"),
         ("10.0.0.5", 6, "wrong option"),
         ("fd00::5", 6, "no IPv6 subnet"),
         ("10.0.0.300", 4, "not an IP address"),
@@ -187,6 +193,13 @@ def test_subnet_that_makes_no_sense_is_refused(text: str, message: str) -> None:
 def test_chosen_address_that_can_not_be_is_refused(text: str, version: int, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         ipam.static_address(text, version, [subnet("10.0.0.0/24")])
+
+
+def test_gateway_or_range_on_an_interface_is_refused() -> None:
+    with pytest.raises(InvalidError, match="gateway 'fd00::9%eth0' names an interface"):
+        ipam.plan_subnets(cidrs("fd00::/64"), ["fd00::9%eth0"], [])
+    with pytest.raises(InvalidError, match="leave out %eth0"):
+        ipam.plan_subnets(cidrs("fd00::/64"), [], ["fd00::8%eth0/125"])
 
 
 def test_chosen_address_gets_the_prefix_length_of_its_subnet() -> None:
