@@ -152,6 +152,7 @@ class Handover:
             endpoint.id,
             network.id,
             Sandbox(arrival.sandbox_path, inode=0),
+            ifname="",
             engine_id=arrival.engine_id,
             names_route=not any(
                 other.names_route and other.sandbox.path == arrival.sandbox_path
@@ -283,6 +284,8 @@ class Handover:
             if other.sandbox.path != leaving.sandbox.path:
                 continue
             self._local.put(replace(other, names_route=True))
+            if not other.ifname:
+                return
             try:
                 await self._net.add_route(other.sandbox, other.ifname, self._names_route)
             except DaemonError as error:

@@ -116,7 +116,7 @@ class LocalEndpoint:
     gateway_address: IPv4Interface | None = None
     engine_id: str = ""
     """The id that Docker has for it, if Docker attaches it: `sandbox` then has no inode, since it
-    need not exist yet."""
+    need not exist yet, and `ifname` is empty until Docker has fetched the interface."""
     names_route: bool = False
     """Whether Docker's container reaches the name server through this one of its interfaces."""
 

@@ -41,8 +41,11 @@ def ensure(outer_netns: int, sandbox: int, veth: Veth) -> None:
 def hand_over(outer_netns: int, home: int, sandbox: int | None, veth: Veth) -> None:
     """Makes a pair whose inner end waits in the host's namespace, unless there is the pair already.
 
-    If the sandbox is there, a pair that is missing was lost: it is made inside, whole.
+    With the name that Docker has given it, it was fetched before: a pair that is missing was lost,
+    and is made inside the sandbox, whole.
     """
+    if not veth.inner_name:
+        sandbox = None
     with namespaces.entered(outer_netns) as outer:
         made = links.find(outer, veth.outer_name) is None
         if made and sandbox is None:

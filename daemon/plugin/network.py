@@ -174,10 +174,17 @@ class NetworkDriver:
         answer: dict[str, Any] = {
             "InterfaceName": {"SrcName": handover_ifname(local.id), "DstPrefix": "eth"}
         }
+        held = {address.network for address in addresses}
+        versions = {address.version for address in addresses}
+        on_link = [
+            str(subnet.cidr)
+            for subnet in network.subnets
+            if subnet.cidr not in held and subnet.cidr.version in versions
+        ]
         if local.names_route:
-            # On the link: the name server's address is on the bridge of every overlay.
-            route = {"Destination": f"{self._names_address}/32", "RouteType": 1}
-            answer["StaticRoutes"] = [route]
+            # The name server's address is on the bridge of every overlay.
+            on_link.append(f"{self._names_address}/32")
+        answer["StaticRoutes"] = [{"Destination": to, "RouteType": 1} for to in on_link]
         return answer
 
     async def leave(self, request: EndpointCall) -> None:

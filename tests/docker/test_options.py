@@ -1,0 +1,219 @@
+"""Every option of `docker network create` and `docker run` that concerns an overlay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.docker.hosts import DockerHost, DockerWorld, create, gone, shown
+from tests.netns.world import eventually
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture(autouse=True)
+def clean(engines: DockerWorld) -> Iterator[None]:
+    """Leaves no container and no network behind, and proves it."""
+    yield
+    for host in engines.hosts:
+        if every := host.docker("ps", "-aq").split():
+            host.docker("rm", "-f", *every)
+    assert engines[1].cli("endpoint", "ls", "-q") == ""
+    names = set(engines[1].networks()) | set(engines[2].networks())
+    for name in names:
+        engines[1].docker_try("network", "rm", name)
+    for host in engines.hosts:
+        for name in names:
+            gone(host, name)
+
+
+def run(host: DockerHost, name: str, *options: object) -> None:
+    host.docker("run", "-itd", "--name", name, *options, "busybox")
+
+
+def pings(host: DockerHost, container: str, target: str, *options: object) -> bool:
+    """Whether one of three pings is answered; a name may come a moment after its container."""
+    return (
+        "bytes from"
+        in host.docker_try("exec", container, "ping", *options, "-c", "1", "-W", "2", target).stdout
+    )
+
+
+def resolves(host: DockerHost, container: str, name: str) -> set[str]:
+    """The addresses of a name, once it has one."""
+
+    def addresses() -> set[str]:
+        printed = host.docker_try("exec", container, "nslookup", name).stdout
+        answer = printed.partition("\n\n")[2]
+        return {line.split()[-1] for line in answer.splitlines() if line.startswith("Address")}
+
+    return eventually(addresses, within_s=5, what=f"{name} resolves in {container}")
+
+
+def test_subnets_gateways_ranges_and_spared_addresses(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(
+        host1,
+        "wide",
+        *("--subnet", "10.88.0.0/16", "--gateway", "10.88.0.254", "--ip-range", "10.88.5.0/29"),
+        *("--aux-address", "r=10.88.5.1", "--subnet", "10.89.0.0/24", "--label", "l=m"),
+    )
+    copy = shown(host2, "wide")
+    assert copy["IPAM"]["Config"] == [
+        {
+            "Subnet": "10.88.0.0/16",
+            "IPRange": "10.88.5.0/29",
+            "Gateway": "10.88.0.254",
+            "AuxiliaryAddresses": {"r": "10.88.5.1"},
+        },
+        {"Subnet": "10.89.0.0/24", "Gateway": "10.89.0.1"},
+    ]
+    assert copy["Labels"] == {"l": "m"}
+    run(host1, "w1", "--network", "wide")
+    run(host2, "w2", "--network", "wide", "--ip", "10.89.0.7")
+    first = host1.inside("w1", "ip", "-json", "addr", "show", "eth0")
+    assert json.loads(first)[0]["addr_info"][0]["local"] in {"10.88.5.0", "10.88.5.2"}
+    assert pings(host1, "w1", "10.89.0.7")
+    said = host1.docker_refused("run", "--rm", "--network", "wide", "--ip", "10.88.5.1", "busybox")
+    assert "10.88.5.1" in said
+
+
+def test_dual_stack_crosses_hosts(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "six", "--ipv6", "--subnet", "10.60.0.0/24", "--subnet", "fd60::/64")
+    assert shown(host2, "six")["EnableIPv6"]
+    run(host1, "s1", "--network", "six", "--ip6", "fd60::77")
+    run(host2, "s2", "--network", "six")
+    assert pings(host2, "s2", "fd60::77", "-6")
+    assert pings(host2, "s2", "s1", "-4")
+
+
+def test_static_addresses_and_macs_are_refused_twice_across_hosts(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "fixed", "--subnet", "10.61.0.0/24")
+    shown(host2, "fixed")
+    run(
+        host1,
+        "f1",
+        "--network",
+        "fixed",
+        "--ip",
+        "10.61.0.50",
+        "--mac-address",
+        "02:aa:bb:cc:dd:ee",
+    )
+    assert "02:aa:bb:cc:dd:ee" in host1.docker("exec", "f1", "ip", "link", "show", "eth0")
+    said = host2.docker_refused("run", "-d", "--network", "fixed", "--ip", "10.61.0.50", "busybox")
+    assert "address 10.61.0.50 is taken" in said
+    assert "f1" in said
+    run(host2, "f2", "--network", "fixed")
+    assert pings(host2, "f2", "10.61.0.50")
+    host1.docker("rm", "-f", "f1")
+    run(host2, "f3", "--network", "fixed", "--ip", "10.61.0.50")
+
+
+def test_names_of_all_kinds_cross_hosts(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "names", "--subnet", "10.62.0.0/24")
+    shown(host2, "names")
+    run(host1, "n1", "--network", "names", "--network-alias", "web", "--hostname", "hosty")
+    run(host1, "n2", "--network", "names", "--network-alias", "web")
+    run(host2, "n3", "--network", "names")
+    short = host1.docker("inspect", "-f", "{{.Id}}", "n1")[:12]
+    for name in ("n1", "n1.names", "N1", short, "hosty"):
+        assert resolves(host2, "n3", name) == {"10.62.0.2"}, name
+    assert resolves(host2, "n3", "web") == {"10.62.0.2", "10.62.0.3"}
+    assert "n1.names" in host2.docker("exec", "n3", "nslookup", "10.62.0.2")
+    host1.docker("rename", "n1", "other")
+    assert resolves(host2, "n3", "other") == {"10.62.0.2"}
+    said = host2.docker_refused("run", "-d", "--name", "other", "--network", "names", "busybox")
+    assert "name other is taken" in said
+
+
+def test_internal_network_has_names_and_no_way_out(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "inner", "--internal", "--subnet", "10.63.0.0/24")
+    assert shown(host2, "inner")["Internal"]
+    run(host1, "i1", "--network", "inner")
+    run(host2, "i2", "--network", "inner")
+    assert resolves(host2, "i2", "i1") == {"10.63.0.2"}
+    assert pings(host2, "i2", "i1")
+    routes = host2.docker("exec", "i2", "ip", "route")
+    assert "default" not in routes
+    assert "eth1" not in routes
+
+
+def test_ports_are_published_by_the_containers_host(engines: DockerWorld) -> None:
+    host1 = engines[1]
+    create(host1, "ports", "--subnet", "10.64.0.0/24")
+    host1.docker(
+        *("run", "-d", "--name", "p1", "--network", "ports", "-p", "8080:80", "busybox"),
+        *("sh", "-c", "mkdir w; echo hello > w/a; httpd -f -p 80 -h w"),
+    )
+    assert "8080" in host1.docker("port", "p1")
+    said = eventually(
+        lambda: host1.run("busybox", "wget", "-qO-", "http://127.0.0.1:8080/a", check=False).stdout,
+        what="the port answers",
+    )
+    assert said == "hello\n"
+
+
+def test_running_container_moves_among_overlays(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "one", "--subnet", "10.65.0.0/24")
+    create(host2, "two", "--subnet", "10.66.0.0/24")
+    shown(host2, "one")
+    shown(host1, "two")
+    run(host1, "m1", "--network", "one")
+    run(host2, "m2", "--network", "two")
+    host1.docker("network", "connect", "--alias", "guest", "two", "m1")
+    assert pings(host1, "m1", "m2")
+    assert resolves(host2, "m2", "guest") == {"10.66.0.3"}
+    host1.docker("network", "disconnect", "one", "m1")
+    assert pings(host1, "m1", "m2"), "names are reached through the network that is left"
+    host1.docker("network", "disconnect", "two", "m1")
+    assert not pings(host2, "m2", "10.66.0.3")
+
+
+def test_options_of_the_driver(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "small", "--opt", "com.docker.network.driver.mtu=1400", "--opt", "vni=4711")
+    assert shown(host2, "small")["Options"]["vni"] == "4711"
+    run(host2, "o1", "--network", "small")
+    assert "mtu 1350" in host2.docker("exec", "o1", "ip", "link", "show", "eth0")
+    for option, reason in (
+        ("vni=4711", "VNI 4711 is taken by network small"),
+        ("encrypted", "option 'encrypted' is unknown"),
+        ("com.docker.network.driver.mtu=9000", "above 1450"),
+    ):
+        said = host1.docker_refused(
+            *("network", "create", "-d", "pyvxlan", "--ipam-driver", "pyvxlan"),
+            *("--opt", option, "bad"),
+        )
+        assert reason in said
+    assert "bad" not in host1.networks()
+    taken = host1.networks()["small"]["IPAM"]["Config"][0]["Subnet"]
+    said = host2.docker_refused(
+        *("network", "create", "-d", "pyvxlan", "--ipam-driver", "pyvxlan"),
+        *("--subnet", taken, "bad"),
+    )
+    assert "small" in said
+
+
+def test_prune_spares_what_other_hosts_use(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "used", "--subnet", "10.67.0.0/24")
+    create(host1, "unused", "--subnet", "10.68.0.0/24")
+    shown(host2, "used")
+    shown(host2, "unused")
+    run(host1, "u1", "--network", "used")
+    host2.docker("network", "prune", "-f")
+    gone(host1, "unused")
+    assert "used" in host1.networks()
+    assert "used" not in host2.networks(), "a removal by hand is not fought over"
+    again = create(host2, "used", "--subnet", "10.67.0.0/24")
+    assert shown(host2, "used")["Id"] == again
+    run(host2, "u2", "--network", "used")
+    assert pings(host2, "u2", "u1")
