@@ -492,6 +492,98 @@ async def test_agent_without_a_leader_is_told_and_never_believed(
     await store.close()
 
 
+@pytest.fixture
+def client_agent(server: ConsulServer, tmp_path: Path) -> Iterator[ConsulServer]:
+    """An agent that is no server and hands all on to one, as a host has it."""
+    with ConsulServer(tmp_path / "client", servers=0, join=[server.serf]) as made:
+        yield made
+
+
+async def test_client_agent_hides_the_restart_of_a_server_but_not_its_backup(
+    server: ConsulServer, client_agent: ConsulServer
+) -> None:
+    store = await opened(client_agent.url)
+    await store.txn([], [Write("a/1", b"old")])
+    mirror = Mirror(store, "a/")
+    await mirror.until(lambda: mirror.values == {"a/1": b"old"})
+    session = await store.session(10)
+    await asyncio.to_thread(server.stop)
+    backup = {path: path.read_bytes() for path in server.data.rglob("*") if path.is_file()}
+    await asyncio.to_thread(server.start)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await store.txn([], [Write("a/1", b"new")])
+            except (StoreUnavailableError, StoreUncertainError):
+                await asyncio.sleep(0.2)
+            else:
+                break
+    await mirror.until(lambda: mirror.values == {"a/1": b"new"}, within_s=20)
+    for _ in range(20):
+        await store.txn([], [Write("b/1", b"x")])
+    assert len(mirror.seen(Snapshot)) == 1
+    await asyncio.to_thread(server.kill)
+    server.wipe()
+    for path, content in backup.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    await asyncio.to_thread(server.start)
+    await mirror.until(lambda: mirror.values == {"a/1": b"old"}, within_s=20)
+    assert len(mirror.seen(Snapshot)) == 2
+    async with asyncio.timeout(20):
+        await session.lost()
+    await mirror.stop()
+    await store.close()
+
+
+async def test_client_agent_that_leaves_ends_its_sessions(
+    server: ConsulServer, client_agent: ConsulServer
+) -> None:
+    """Consul forgets a node that leaves; one that dies only after 72 hours."""
+    url = through([client_agent, server])
+    store = await opened(url)
+    session = await store.session(10)
+    await store.txn([], [Write("alive", b"1", bound=True)], session=session)
+    await asyncio.to_thread(client_agent.stop)
+    async with asyncio.timeout(20):
+        await session.lost()
+    assert await store.get("alive") is None
+    session = await store.session(10)
+    await store.txn([], [Write("alive", b"1", bound=True)], session=session)
+    await store.close()
+
+
+async def test_health_tells_of_each_agent(server: ConsulServer, client_agent: ConsulServer) -> None:
+    store = await opened(through([client_agent, server]))
+    mirror = Mirror(store, "")
+    await mirror.until(lambda: bool(mirror.events))
+    health = await store.health()
+    assert [member.address for member in health.members] == [
+        f"127.0.0.1:{client_agent.port}",
+        f"127.0.0.1:{server.port}",
+    ]
+    assert {(member.error, member.version) for member in health.members} == {("", "1.14.11")}
+    assert all(member.latency_s is not None for member in health.members)
+    assert {(finding.what, finding.level) for finding in health.findings} == {
+        ("servers", "warning"),
+        ("permissions", "ok"),
+        ("sessions", "ok"),
+        ("version", "ok"),
+        ("access", "warning"),
+    }
+    assert health.cluster == server.call("GET", "/v1/kv/pyvxlan/v1/%20cluster?raw").decode()
+    await asyncio.to_thread(client_agent.kill)
+    health = await store.health()
+    assert "Connection refused" in health.members[0].error
+    assert health.members[1].error == ""
+    await asyncio.to_thread(server.kill)
+    health = await store.health()
+    assert all("Connection refused" in member.error for member in health.members)
+    assert health.findings == ()
+    await mirror.stop()
+    await store.close()
+
+
 # --- rights -------------------------------------------------------------------------------------
 
 

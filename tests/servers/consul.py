@@ -18,13 +18,14 @@ BUILD = "tests/servers/consul-agent/build"
 
 
 class ConsulServer(Server):
-    """One server of a cluster; alone, unless `join` names others.
+    """One agent of a cluster; alone, unless `join` names others.
 
     Args:
         directory: Made for it alone.
         address: Where it listens.
         netns: Name of the namespace that it runs in.
-        servers: How many servers there are in its cluster.
+        servers: How many servers there are in its cluster, itself among them; 0 makes a client
+            agent, which stands between hosts and servers.
         join: Serf addresses of others.
         settings: What else its configuration says; replaces what is said here.
     """
@@ -69,8 +70,8 @@ class ConsulServer(Server):
         return {
             "data_dir": str(self.data),
             "node_name": self.directory.name,
-            "server": True,
-            "bootstrap_expect": self.servers,
+            "server": self.servers > 0,
+            **({"bootstrap_expect": self.servers} if self.servers else {}),
             "retry_join": self.join,
             "retry_interval": "1s",
             "bind_addr": self.address,

@@ -49,6 +49,8 @@ class Reply:
     """Of the state that was read, for the next blocking query; 0 if the answer has none."""
     filtered: bool
     """Whether the token may not see all of it."""
+    open_to_all: bool
+    """Whether whoever has no token may do everything."""
 
 
 class _BrokenError(Exception):
@@ -219,6 +221,7 @@ class Agents:
                     answer,
                     int(headers.get("X-Consul-Index", 0)),
                     headers.get("X-Consul-Results-Filtered-By-Acls") == "true",
+                    headers.get("X-Consul-Default-Acl-Policy") == "allow",
                 )
             case 403:
                 raise StoreUnavailableError(f"{self.denied} ({name}: {text})")

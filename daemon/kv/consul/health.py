@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ipaddress import ip_address
 
 from pyvxlan.daemon.errors import StoreError
-from pyvxlan.daemon.kv.consul.agents import Agents
+from pyvxlan.daemon.kv.consul.agents import Agents, Reply
 from pyvxlan.daemon.kv.consul.verbs import (
     CLUSTER_KEY,
     HIDDEN,
@@ -33,38 +33,43 @@ async def look(agents: Agents, url: StoreUrl) -> Health:
     """Looks at every agent, the servers behind them, and the token's rights. Never raises."""
     looks = await asyncio.gather(*(_look_at(agents, url, member) for member in url.members))
     members = tuple(member for member, _ in looks)
-    cluster = next((found for _, found in looks if found), "")
-    if all(member.error for member in members):
+    replies = [reply for _, reply in looks if reply is not None]
+    if not replies:
         return Health("consul", members)
     findings = [
         await _servers(agents),
         await _key_rights(agents, url),
         await _session_rights(agents),
         *_versions(members),
+        *_access(replies),
         *_secrecy(url),
     ]
+    cluster = next(
+        (reply.body.decode(errors="replace") for reply in replies if reply.status == 200), ""
+    )
     return Health("consul", members, tuple(findings), cluster)
 
 
-async def _look_at(agents: Agents, url: StoreUrl, member: Member) -> tuple[MemberHealth, str]:
-    """Returns what one agent is like, and the id that our prefix has there."""
+async def _look_at(
+    agents: Agents, url: StoreUrl, member: Member
+) -> tuple[MemberHealth, Reply | None]:
+    """Returns what one agent is like, and its answer to a question for our prefix's id."""
     address = f"{member[0]}:{member[1]}"
     asked_at = time.monotonic()
     try:
         path = key_path(f"{url.prefix}/", CLUSTER_KEY, "raw&consistent")
         reply = await agents.ask_member(member, "GET", path, timeout_s=LOOK_S)
     except StoreError as error:
-        return MemberHealth(address, str(error)), ""
+        return MemberHealth(address, str(error)), None
     latency_s = time.monotonic() - asked_at
     if not reply.index:
-        return MemberHealth(address, f"what answers at {address} is not Consul"), ""
+        return MemberHealth(address, f"what answers at {address} is not Consul"), None
     try:
         about = await agents.ask_member(member, "GET", "/v1/agent/self")
         version = str(json.loads(about.body)["Config"]["Version"])
     except (StoreError, ValueError, KeyError, TypeError):
         version = ""  # needs a right of its own, agent:read, which nothing else needs
-    cluster = reply.body.decode(errors="replace") if reply.status == 200 else ""
-    return MemberHealth(address, "", version, latency_s), cluster
+    return MemberHealth(address, "", version, latency_s), reply
 
 
 async def _servers(agents: Agents) -> Finding:
@@ -123,6 +128,16 @@ def _versions(members: Sequence[MemberHealth]) -> Sequence[Finding]:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def _access(replies: Sequence[Reply]) -> Sequence[Finding]:
+    if not any(reply.open_to_all for reply in replies):
+        return ()
+    text = (
+        "whoever reaches an agent may change every key: switch on Consul's ACLs "
+        '(acl { enabled = true, default_policy = "deny" }) and name a token with token-file=PATH'
+    )
+    return (Finding("warning", "access", text),)
 
 
 def _secrecy(url: StoreUrl) -> Sequence[Finding]:

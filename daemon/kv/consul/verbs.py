@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -132,9 +131,8 @@ def read_items(body: bytes, root: str) -> Mapping[str, Item]:
         StoreError: It is none.
     """
     try:
-        entries: list[Any] = json.loads(body)
-        items = [_item(entry, root) for entry in entries]
-    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        items = [_item(entry, root) for entry in list[Any](json.loads(body))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"answer is none of Consul's: {body[:80]!r}") from error
     return {item.key: item for item in items if item.key and not item.key.startswith(HIDDEN)}
 
@@ -155,5 +153,5 @@ def _conflict(key: str, verb: Verb, what: str) -> str:
 
 def _item(entry: Any, root: str) -> Item:
     key: str = entry["Key"].removeprefix(root)
-    value: bytes = base64.b64decode(entry["Value"] or "")
+    value: bytes = base64.b64decode(entry["Value"] or "", validate=True)
     return Item(key, value, int(entry["ModifyIndex"]))
