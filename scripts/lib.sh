@@ -55,22 +55,6 @@ ensure_packages() {
     )
 }
 
-# ensure_docker: installs Debian's Docker Engine, of which the machine itself shall run none.
-ensure_docker() {
-    dpkg-query -W -f='${Status}' docker.io 2>/dev/null | grep -q 'install ok installed' && return
-    local policy=/usr/sbin/policy-rc.d
-    if [ -e "$policy" ]; then
-        ensure_packages docker.io iptables
-        return
-    fi
-    printf '#!/bin/sh\nexit 101\n' >"$policy" # no service is started by an installation
-    chmod 755 "$policy"
-    local status=0
-    (ensure_packages docker.io iptables) || status=$?
-    rm -f "$policy"
-    return $status
-}
-
 need_rust() {
     command -v cargo >/dev/null || fail "cargo is missing: install Rust $RUST_NEEDED or later (rustup)"
     local have

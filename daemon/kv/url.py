@@ -7,6 +7,7 @@ Secrets stand in files that the URL names, never in the URL: it is shown by `ps`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -32,6 +33,8 @@ EXAMPLES: Mapping[str, str] = {
     "consul": "consul://127.0.0.1:8500",
     "zk": "zk://host1:2181,host2:2181",
 }
+_URL = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
+"""RFC 3986, appendix B. The standard library takes brackets for one host alone, not for a list."""
 TLS_OPTIONS = frozenset({"tls", "ca", "cert", "key"})
 OPTIONS: Mapping[str, Set[str]] = {
     "etcd": TLS_OPTIONS | {"user", "password-file"},
@@ -76,30 +79,31 @@ def parse_url(text: str) -> StoreUrl:
     """
     if text in {"memory:", "memory://"}:
         return StoreUrl(text, "memory")
-    try:
-        parts = urlsplit(text)
-    except ValueError as error:
-        raise ConfigError(f"store {text!r} is not a URL ({error}): {_examples()}") from error
-    if not parts.scheme and text.startswith("/"):
+    parts = _URL.fullmatch(text)
+    if parts is None:
+        raise ConfigError(f"store {_public(text)!r} is not a URL: {_examples()}")
+    kind, members, path, query, fragment = (part or "" for part in parts.groups())
+    kind = kind.lower()
+    if not kind and text.startswith("/"):
         raise ConfigError(f"store {text!r} is a path: write sqlite://{text}")
-    if parts.scheme == "sqlite":
+    if kind == "sqlite":
         return StoreUrl(text, "sqlite", path=sqlite_path(text))
-    if parts.scheme not in PORTS:
-        hint = suggestion(parts.scheme, list(KINDS)) if parts.scheme else _examples()
+    if kind not in PORTS:
+        hint = suggestion(kind, list(KINDS)) if kind else _examples()
         raise ConfigError(f"store {_public(text)!r} is of no kind that pyvxlan knows: {hint}")
-    if parts.fragment:
-        raise ConfigError(f"store {_public(text)!r}: there is nothing for #{parts.fragment}")
-    if "@" in parts.netloc:
+    if fragment:
+        raise ConfigError(f"store {_public(text)!r}: there is nothing for #{fragment}")
+    if "@" in members:
         raise ConfigError(
             f"store {_public(text)!r}: name the user with ?user=NAME and the password's file with "
             "&password-file=PATH (Consul: ?token-file=PATH); a URL is no place for secrets"
         )
     return StoreUrl(
         text,
-        parts.scheme,
-        members=tuple(_member(part, PORTS[parts.scheme], text) for part in parts.netloc.split(",")),
-        prefix=_prefix(unquote(parts.path), text),
-        **_options(parts.scheme, parts.query, text),  # type: ignore[arg-type]
+        kind,
+        members=tuple(_member(part, PORTS[kind], text) for part in members.split(",")),
+        prefix=_prefix(unquote(path), text),
+        **_options(kind, query, text),  # type: ignore[arg-type]
     )
 
 

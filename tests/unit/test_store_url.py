@@ -54,7 +54,7 @@ def test_options_are_files_and_names() -> None:
         ("etcd://h:99999", "port '99999'"),
         ("etcd://h:", "port"),
         ("etcd://fd00::1:2379", "brackets"),
-        ("etcd://[fd00::1", "URL"),
+        ("etcd://[fd00::1", "IPv6"),
         ("etcd://h/a//b", "prefix"),
         ("etcd://h/a b", "prefix"),
         ("etcd://h#x", "#x"),
