@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import ssl
 from pathlib import Path
@@ -84,8 +85,17 @@ def trusted(url: StoreUrl) -> bytes:
     raise ConfigError(f"store {url}: this system trusts no certificates: name a file with ca=PATH")
 
 
-async def why_unreachable(member: Member, context: ssl.SSLContext | None) -> str:
-    """Looks at a server that could not be used: what is wrong, and the remedy. Never raises."""
+async def why_unreachable(
+    member: Member, context: ssl.SSLContext | None, *, certificate: bool = True
+) -> str:
+    """Looks at a server that could not be used: what is wrong, and the remedy. Never raises.
+
+    Args:
+        member: The server.
+        context: As `client_context` made it.
+        certificate: Whether the context holds a client certificate; some servers answer alike to
+            a bad one and to none.
+    """
     host, port = member
     try:
         async with asyncio.timeout(LOOK_S):
@@ -95,20 +105,22 @@ async def why_unreachable(member: Member, context: ssl.SSLContext | None) -> str
     except TimeoutError:
         return f"does not answer: is the address right, or does a firewall drop port {port}?"
     except ssl.SSLError as error:
-        return _refused_handshake(error)
+        return _refused_handshake(error, certificate=certificate)
     except OSError as error:
-        return f"can't be reached: {os.strerror(error.errno) if error.errno else error}"
+        if error.errno is None or (context and error.errno == errno.ECONNRESET):
+            return "ends the connection: leave out tls, ca, cert and key if it has no TLS"
+        return f"can't be reached: {os.strerror(error.errno)}"
     try:
         if context is None:
             return await _without_tls(member)
-        return await _after_handshake(reader)
+        return await _after_handshake(reader, certificate=certificate)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
 
-def _refused_handshake(error: ssl.SSLError) -> str:
+def _refused_handshake(error: ssl.SSLError, *, certificate: bool) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
             f"shows a certificate that is not trusted ({error.verify_message}): ca= must name the "
@@ -117,15 +129,15 @@ def _refused_handshake(error: ssl.SSLError) -> str:
     reason = error.reason or str(error)
     if "WRONG_VERSION" in reason or "RECORD_LAYER" in reason or "PACKET_LENGTH" in reason:
         return "does not speak TLS: leave out tls, ca, cert and key, or start it with TLS"
-    return _refused_certificate(reason)
+    return _refused_certificate(reason, certificate=certificate)
 
 
-def _refused_certificate(reason: str) -> str:
-    if "CERTIFICATE_REQUIRED" in reason or "HANDSHAKE_FAILURE" in reason:
+def _refused_certificate(reason: str, *, certificate: bool) -> str:
+    if "CERTIFICATE" not in reason and not reason.endswith(("UNKNOWN_CA", "HANDSHAKE_FAILURE")):
+        return f"does not agree on TLS ({reason})"
+    if not certificate or "CERTIFICATE_REQUIRED" in reason:
         return "wants a client certificate: name one with cert=PATH&key=PATH"
-    if "UNKNOWN_CA" in reason or "BAD_CERTIFICATE" in reason or "CERTIFICATE" in reason:
-        return f"refuses the client certificate of cert= ({reason}): it must trust who signed it"
-    return f"does not agree on TLS ({reason})"
+    return f"refuses the client certificate of cert= ({reason}): it must trust who signed it"
 
 
 async def _without_tls(member: Member) -> str:
@@ -134,7 +146,7 @@ async def _without_tls(member: Member) -> str:
     return "accepts connections but does not answer: does it run, and is it this kind of store?"
 
 
-async def _after_handshake(reader: asyncio.StreamReader) -> str:
+async def _after_handshake(reader: asyncio.StreamReader, *, certificate: bool) -> str:
     """Waits for what follows: with TLS 1.3 a client's certificate is only refused then."""
     try:
         async with asyncio.timeout(LOOK_S):
@@ -142,7 +154,7 @@ async def _after_handshake(reader: asyncio.StreamReader) -> str:
     except TimeoutError:
         return "accepts connections but does not answer"
     except ssl.SSLError as error:
-        return _refused_certificate(error.reason or str(error))
+        return _refused_certificate(error.reason or str(error), certificate=certificate)
     except OSError as error:
         return f"ends the connection: {error}"
     return "does not answer in time" if said else "ends the connection: is it this kind of store?"

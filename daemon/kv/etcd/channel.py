@@ -18,6 +18,8 @@ from typing import TypeAlias
 
 # gRPC's fork handlers crash a third of what pyroute2 forks to enter a namespace, and slow the rest.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# What it would print of each failed attempt, the store's own errors tell with the remedy.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from grpc import aio
@@ -261,7 +263,7 @@ class EtcdChannel:
         """
         member = self._named(member_name)
         if await self._first_connected([member], time.monotonic() + CONNECT_S) is None:
-            raise StoreUnavailableError(await why_unreachable(member.address, self._context))
+            raise StoreUnavailableError(await self._look_at(member.address))
         try:
             token = await self._authenticated(member)
             return await member.call(method, request, token, ATTEMPT_S)
@@ -288,11 +290,14 @@ class EtcdChannel:
             member.failed_at = time.monotonic()
         at, reasons = self._unreachable
         if time.monotonic() > at + REMEMBERED_S:
-            addresses = self.url.members
-            looks = await asyncio.gather(*(why_unreachable(a, self._context) for a in addresses))
+            looks = await asyncio.gather(*map(self._look_at, self.url.members))
             reasons = "; ".join(map(" ".join, zip(self.members, looks, strict=True)))
             self._unreachable = (time.monotonic(), reasons)
         raise StoreUnavailableError(f"store {self.url} can't be used: {reasons}")
+
+    async def _look_at(self, address: Member) -> str:
+        certificate = self.url.cert is not None
+        return await why_unreachable(address, self._context, certificate=certificate)
 
     async def _first_connected(self, members: Sequence[_Member], deadline: float) -> _Member | None:
         """Connects to all at once and gives the first of them that can be, or None in the end.

@@ -57,10 +57,10 @@ class _Feed:
         self.reading = False
         """Whether its beginning is being read."""
         self.begun = False
-        self.in_step: asyncio.Future[bool] | None = None
-        """While `reading`: whether the watch began, or its history is gone."""
+        self.in_step: asyncio.Future[bool | None] | None = None
+        """While `reading`: whether the watch began, or else its history is gone (False)."""
 
-    def settle(self, in_step: bool) -> bool:  # noqa: FBT001
+    def settle(self, *, in_step: bool | None) -> bool:
         """Answers whoever reads its beginning; tells whether somebody does."""
         waits = self.in_step is not None and not self.in_step.done()
         if self.in_step is not None and waits:
@@ -162,26 +162,26 @@ class WatchStream:
 
     async def _follow(self, feed: _Feed, start: Revision, *, awaits_last: bool = False) -> bool:
         """Starts the watch in the stream; tells whether it is in step, or its history is gone."""
+        in_step: bool | None = None
         try:
             async with asyncio.timeout(CALL_S):
-                await self._connected.wait()
-        except TimeoutError:
-            raise StoreUnavailableError("etcd opens no stream of watches") from None
-        feed.in_step = asyncio.get_running_loop().create_future()
-        self._ask(feed, start, awaits_last=awaits_last)
-        try:
-            async with asyncio.timeout(CALL_S):
-                in_step = await feed.in_step
+                while in_step is None:
+                    await self._connected.wait()
+                    feed.in_step = asyncio.get_running_loop().create_future()
+                    self._ask(feed, start, awaits_last=awaits_last)
+                    in_step = await feed.in_step
         except TimeoutError:
             in_step = False
-        except BaseException:
-            self._cancel(feed)
-            raise
+            if not awaits_last:
+                raise StoreUnavailableError(
+                    f"store {self._channel.url} confirms no watch: {self._broken}"
+                ) from None
         finally:
             feed.in_step = None
+            if not in_step:
+                self._cancel(feed)
         if not in_step:
-            log.info("watch begins anew prefix=%s start=%d", feed.prefix, start)
-            self._cancel(feed)
+            log.info("watch begins anew prefix=%s cause=no history", feed.prefix)
         return in_step
 
     def _ask(self, feed: _Feed, start: Revision, *, awaits_last: bool) -> None:
@@ -278,8 +278,7 @@ class WatchStream:
         self._by_id.clear()
         for feed in self._feeds:
             feed.id = 0
-            if feed.in_step is not None and not feed.in_step.done():
-                feed.in_step.set_exception(StoreUnavailableError(self._broken))
+            feed.settle(in_step=None)
 
     def _mark_stale(self, reason: str) -> None:
         new = [feed.watchers.mark_stale(reason) for feed in self._feeds]
@@ -321,8 +320,9 @@ class WatchStream:
     def _answered(self, call: Stream, response: pb.Message) -> None:
         feed = self._by_id.get(response.watch_id)
         if feed is None:
-            return
-        if response.canceled:
+            if response.created and response.canceled:  # refused: the stream's token has expired
+                self._break(call, response.cancel_reason)
+        elif response.canceled:
             self._ended(call, feed, response)
         elif not response.created:
             self._deliver(feed, [self._change(event) for event in response.events])
@@ -330,7 +330,7 @@ class WatchStream:
             feed.settle(in_step=True)
 
     def _ended(self, call: Stream, feed: _Feed, response: pb.Message) -> None:
-        """Notes that the server ended a watch: its history is gone, or the token has expired."""
+        """Notes that the server ended a watch: its history is gone, or it is not permitted."""
         if not response.compact_revision:
             self._break(call, response.cancel_reason or "a watch was ended")
         elif not feed.settle(in_step=False):
@@ -344,8 +344,11 @@ class WatchStream:
     def _deliver(self, feed: _Feed, changes: Sequence[Change]) -> None:
         """Hands on what is new."""
         if feed.awaits_last and not any(map(feed.is_last, changes)):
-            if not feed.settle(in_step=False):
-                log.info("watch begins anew prefix=%s cause=history differs", feed.prefix)
+            if feed.settle(in_step=False):
+                return
+            if isinstance(feed.last, Put):  # a removal may be compacted away, a value is kept
+                self._channel.replaced(f"history differs at revision {feed.revision}")
+            else:
                 self._begin_anew(feed)
             return
         feed.awaits_last = False
