@@ -16,7 +16,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon import records
@@ -138,6 +138,8 @@ class ClusterStore:
         self._tasks: list[asyncio.Task[None]] = []
         self._trial: asyncio.Task[NoReturn] | None = None
         self._tried: Transition | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        """Stores that are being closed."""
         self._closed = False
 
     @classmethod
@@ -235,6 +237,7 @@ class ClusterStore:
             if task:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*self._closing, return_exceptions=True)
         await self._link.store.close()
 
     def _know(self, link: _Link, meta: Item | None) -> None:
@@ -350,7 +353,7 @@ class ClusterStore:
                     await _recognised(store, meta, transition)
                     await probe(store)
                 finally:
-                    await store.close()
+                    await self._to_the_end(store.close())
         except TimeoutError:
             return f"no answer within {TRY_S:g} s"
         except DaemonError as error:
@@ -381,13 +384,20 @@ class ClusterStore:
         try:
             found = await _opened_up(store, meta, moved)
         except BaseException:
-            await store.close()
+            await self._to_the_end(store.close())
             raise
         log.info("store left from=%s to=%s", link.url, moved.to)
         self._link = _Link(store, moved.to)
         self._meta, self._problem = found, ""
         self.on_moved(moved.to)
-        await asyncio.shield(asyncio.ensure_future(_leave(link)))
+        await self._to_the_end(_leave(link))
+
+    async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
+        """Does what must not be half done, also if the caller is cancelled meanwhile."""
+        task = asyncio.create_task(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        await asyncio.shield(task)
 
 
 async def probe(store: Store) -> None:

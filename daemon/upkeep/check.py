@@ -12,7 +12,7 @@ from typing import Any
 
 from pyvxlan.daemon import records
 from pyvxlan.daemon.clusterstore import probe
-from pyvxlan.daemon.errors import InvalidError, StoreError
+from pyvxlan.daemon.errors import InvalidError, StoreConflictError, StoreError
 from pyvxlan.daemon.kv import Item, Store
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
 from pyvxlan.daemon.kv.url import StoreUrl, parse_url
@@ -134,6 +134,8 @@ async def _content(url: StoreUrl, store: Store) -> tuple[list[Finding], str]:
     try:
         async with asyncio.timeout(4 * TIMEOUT_S):
             items = await read_all(store, kind=url.kind)
+    except StoreConflictError as error:
+        return [Finding("warning", "records", f"not compared: {error}")], ""
     except (StoreError, TimeoutError) as error:
         why = str(error) or f"no answer within {4 * TIMEOUT_S:g} s"
         return [Finding("error", "records", f"can't be read: {why}")], ""
