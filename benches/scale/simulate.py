@@ -1,0 +1,355 @@
+"""Many hosts' control planes in one process, against one real etcd: what a large cluster costs.
+
+    python -m benches.scale.simulate                                  a small one, in seconds
+    python -m benches.scale.simulate --hosts 1000 --networks 1000 --endpoints 100000
+
+Every host has its own connection, session, watches, tables and transactions, as its daemon has;
+there are no containers. Records that many hosts know are parsed once for all of them, or memory
+and time of this process would be the limit; what a host alone takes is measured in a process of
+its own, where nothing is shared. Every phase is bounded in time, and this process in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import functools
+import json
+import logging
+import os
+import random
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from benches.scale import gauges
+from benches.scale.gauges import Gauge
+from benches.scale.hosts import SimulatedHost, Size, in_step, network_id, records_of
+from pyvxlan.daemon import records
+from pyvxlan.daemon.kv import ABSENT, Check, Write
+from pyvxlan.daemon.kv.open import open_store
+from pyvxlan.daemon.upkeep.content import fill
+from tests.servers.etcd import EtcdServer
+
+REPO = Path(__file__).resolve().parents[2]
+STARTING_AT_ONCE = 8
+MB = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One line of the result."""
+
+    phase: str
+    what: str
+    value: float
+    unit: str
+
+
+@dataclass(slots=True)
+class Sighting:
+    """An endpoint that is being made, and who has seen it when, on the monotonic clock."""
+
+    hosts: Sequence[SimulatedHost]
+    """Those that shall see it."""
+    endpoint_id: str = ""
+    seen_s: dict[int, float] = field(default_factory=dict)
+    everywhere: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def look(self, host: SimulatedHost, network: str) -> None:
+        """Notes whether a host sees it now."""
+        if host.number not in self.seen_s and host.state.endpoint(network, self.endpoint_id):
+            self.seen_s[host.number] = time.monotonic()
+            if len(self.seen_s) == len(self.hosts):
+                self.everywhere.set()
+
+
+@dataclass(slots=True)
+class Simulation:
+    """One run.
+
+    Args:
+        size: The cluster.
+        server: Its store, which runs.
+        rate: Endpoints that come and go per second, in `churn`.
+        churn_s: For how long.
+        phase_s: How long a phase may take.
+        memory: Bytes that this process may use.
+    """
+
+    size: Size
+    server: EtcdServer
+    rate: float
+    churn_s: float
+    phase_s: float
+    memory: int
+    figures: list[Figure] = field(default_factory=list)
+    hosts: dict[int, SimulatedHost] = field(default_factory=dict)
+    awaited: dict[str, Sighting] = field(default_factory=dict)
+    """By network: the endpoint that comes there."""
+
+    async def run(self, phases: Sequence[str]) -> None:
+        for phase in phases:
+            async with asyncio.timeout(self.phase_s):
+                await getattr(self, phase)()
+
+    def add(self, phase: str, what: str, value: float, unit: str) -> None:
+        self.figures.append(Figure(phase, what, value, unit))
+        print(f"{phase:<8} {what:<46} {value:>12.4g} {unit}", file=sys.stderr, flush=True)
+
+    def cost(self, phase: str, before: Gauge, *, per: float = 0, of: str = "") -> Gauge:
+        """Notes what etcd did since `before`, in all or per piece."""
+        after = gauges.read(self.server)
+        cpu_s, sent = after.etcd_cpu_s - before.etcd_cpu_s, after.sent - before.sent
+        if per:
+            self.add(phase, f"etcd CPU per {of}", 1000 * cpu_s / per, "ms")
+            self.add(phase, f"etcd sends per {of}", sent / per / 1000, "kB")
+        else:
+            self.add(phase, "etcd CPU", cpu_s, "s")
+            self.add(phase, "etcd sends", sent / MB, "MB")
+        return after
+
+    async def load(self) -> None:
+        """Fills the store with all networks and endpoints."""
+        store = await open_store(self.server.url)
+        values = records_of(self.size)
+        meta = records.emit_meta(records.Meta(secrets.token_hex(16)))
+        await store.txn([Check(records.META, ABSENT)], [Write(records.META, meta)])
+        item = await store.get(records.META)
+        assert item
+        guard = Check(records.META, item.revision)
+        began_s = time.monotonic()
+        await fill(store, values, kind="etcd", guard=guard, say=lambda _: None)
+        await store.close()
+        self.add("load", "records", len(values), "")
+        self.add("load", "bytes of keys and values", _bytes(values) / MB, "MB")
+        self.add("load", "time", time.monotonic() - began_s, "s")
+        now = gauges.read(self.server)
+        self.add("load", "etcd memory", now.etcd_rss / MB, "MB")
+        self.add("load", "etcd database", now.database / MB, "MB")
+
+    async def start(self) -> None:
+        """Starts one host in a process of its own, while no other host runs."""
+        before = gauges.read(self.server)
+        numbers = (self.size.hosts, self.size.networks, self.size.endpoints)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "benches.scale.one_host", self.server.url),
+            *map(str, numbers),
+            stdout=asyncio.subprocess.PIPE,
+            cwd=REPO,
+        )
+        printed, _ = await process.communicate()
+        assert process.returncode == 0
+        one = json.loads(printed)
+        assert one["endpoints"] == one["networks"] * self.size.per_network
+        self.add("start", "networks on the host", one["networks"], "")
+        self.add("start", "endpoints that it knows", one["endpoints"], "")
+        self.add("start", "time", one["took_s"], "s")
+        self.add("start", "CPU of the daemon", one["cpu_s"], "s")
+        self.add("start", "memory per endpoint", one["rss"] / one["endpoints"], "bytes")
+        self.cost("start", before)
+
+    async def start_all(self) -> None:
+        """Starts every host."""
+        before = gauges.read(self.server)
+        slots = asyncio.Semaphore(STARTING_AT_ONCE)
+
+        async def start(number: int) -> None:
+            async with slots:
+                joined = self.size.joined[number]
+                host = SimulatedHost(number, joined, self.server.url, self._seen)
+                await host.start()
+                self.hosts[number] = host
+                if gauges.rss(os.getpid()) > self.memory:
+                    raise MemoryError(f"{len(self.hosts)} hosts take more than {self.memory} bytes")
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(self.size.hosts):
+                group.create_task(start(number))
+        after = self.cost("hosts", before, per=self.size.hosts, of="host")
+        watched = sum(len(host.joined) for host in self.hosts.values())
+        assert sum(host.known for host in self.hosts.values()) == watched * self.size.per_network
+        self.add("hosts", "time", after.at_s - before.at_s, "s")
+        self.add("hosts", "streams of watches in etcd", after.streams - before.streams, "")
+        self.add("hosts", "watches in etcd", after.watchers - before.watchers, "")
+        self.add("hosts", "watches of endpoints", watched, "")
+        grown = after.etcd_rss - before.etcd_rss
+        self.add(
+            "hosts", "etcd memory per watch", grown / (after.watchers - before.watchers), "bytes"
+        )
+        self.add("hosts", "etcd memory", after.etcd_rss / MB, "MB")
+        self.add("hosts", "memory of the simulator", after.own_rss / MB, "MB")
+
+    async def idle(self) -> None:
+        """Looks what everybody costs who does nothing."""
+        before = gauges.read(self.server)
+        await asyncio.sleep(min(20, self.churn_s))
+        after = gauges.read(self.server)
+        took_s = after.at_s - before.at_s
+        share = (after.etcd_cpu_s - before.etcd_cpu_s) / took_s
+        self.add("idle", "etcd CPU", 100 * share, "% of a core")
+        self.add("idle", "etcd sends", (after.sent - before.sent) / took_s / 1000, "kB/s")
+
+    async def churn(self) -> None:
+        """Endpoints come and go at a steady rate."""
+        rng = random.Random(1)
+        hosts = list(self.hosts.values())
+        members = {network_id(n): hosts for n, hosts in enumerate(self.size.members)}
+        before = gauges.read(self.server)
+        answered: list[float] = []
+        seen: list[float] = []
+        skipped = 0
+        began_s = time.monotonic()
+
+        async def once(host: SimulatedHost, network: str) -> None:
+            others = [self.hosts[n] for n in members[network] if n != host.number]
+            sighting = self.awaited[network] = Sighting(others)
+            called_s = time.monotonic()
+            endpoint = await host.create(network)
+            answered_s = time.monotonic()
+            answered.append(answered_s - called_s)
+            sighting.endpoint_id = endpoint.id
+            for other in others:
+                sighting.look(other, network)
+            await sighting.everywhere.wait()
+            del self.awaited[network]
+            seen.extend(max(0, at_s - answered_s) for at_s in sighting.seen_s.values())
+            assert await host.endpoints.delete(endpoint)
+
+        async with asyncio.TaskGroup() as group:
+            for number in range(int(self.rate * self.churn_s)):
+                await asyncio.sleep(max(0, began_s + number / self.rate - time.monotonic()))
+                host = rng.choice(hosts)
+                free = [network for network in host.joined if network not in self.awaited]
+                if free:
+                    group.create_task(once(host, rng.choice(free)))
+                else:
+                    skipped += 1
+        took_s = time.monotonic() - began_s
+        after = self.cost("churn", before, per=len(answered), of="endpoint that comes and goes")
+        self.add("churn", "wanted", self.rate, "endpoints/s")
+        self.add("churn", "done", len(answered) / took_s, "endpoints/s")
+        self.add("churn", "skipped, as all networks were busy", skipped, "")
+        self.add("churn", "create, median", 1000 * statistics.median(answered), "ms")
+        self.add("churn", "create, 99 %", 1000 * _percentile(answered, 99), "ms")
+        self.add("churn", "seen by another host, median", 1000 * statistics.median(seen), "ms")
+        self.add("churn", "seen by another host, 99 %", 1000 * _percentile(seen, 99), "ms")
+        events = (after.events - before.events) / len(answered)
+        self.add("churn", "events delivered per endpoint", events, "")
+        own = (after.own_cpu_s - before.own_cpu_s) / took_s
+        self.add("churn", "CPU of the simulator", 100 * own, "% of a core")
+        share = (after.etcd_cpu_s - before.etcd_cpu_s) / took_s
+        self.add("churn", "etcd CPU", 100 * share, "% of a core")
+
+    async def resume(self) -> None:
+        """Kills etcd and starts it again: every watch goes on where it was."""
+        await self._restart("resume")
+
+    async def relist(self) -> None:
+        """The same, with the history gone: every watch reads everything anew."""
+        store = await open_store(self.server.url)
+        await store.txn([], [Write("else/compacted", b"1")])
+        item = await store.get("else/compacted")
+        await store.close()
+        assert item
+        await asyncio.to_thread(self.server.ctl, "compact", str(item.revision))
+        await self._restart("relist")
+
+    async def _restart(self, phase: str) -> None:
+        before = self._resyncs()
+        await asyncio.to_thread(self.server.kill)
+        for host in self.hosts.values():
+            await host.state.wait_for(lambda host=host: not host.state.synced)  # type: ignore[misc]
+        await asyncio.to_thread(self.server.start)
+        await self._all_back(phase, before)
+
+    async def _all_back(self, phase: str, before_resyncs: dict[str, int]) -> None:
+        began_s = time.monotonic()
+        await in_step(self.hosts.values(), self.phase_s)
+        self.add(phase, "time until all hosts are in step", time.monotonic() - began_s, "s")
+        after = gauges.read(self.server)
+        self.add(phase, "etcd CPU", after.etcd_cpu_s, "s")
+        self.add(phase, "etcd sends", after.sent / MB, "MB")
+        self.add(phase, "etcd memory", after.etcd_rss / MB, "MB")
+        for reason, count in self._resyncs().items():
+            self.add(phase, f"prefixes taken up, {reason}", count - before_resyncs[reason], "")
+
+    async def stop(self) -> None:
+        """Ends every host."""
+        for host in self.hosts.values():
+            await host.close()
+        self.hosts.clear()
+
+    def _resyncs(self) -> dict[str, int]:
+        reasons = ("start", "resume", "gap", "check")
+        return {
+            reason: sum(host.state.resyncs.get(reason, 0) for host in self.hosts.values())
+            for reason in reasons
+        }
+
+    def _seen(self, host: SimulatedHost, network: str) -> None:
+        if sighting := self.awaited.get(network):
+            sighting.look(host, network)
+
+
+def share_parsing() -> None:
+    """Lets all hosts of this process share what they parse, which no host changes."""
+    for name in ("parse_endpoint", "parse_network", "parse_host"):
+        setattr(records, name, functools.lru_cache(maxsize=None)(getattr(records, name)))
+
+
+def main(args: Sequence[str]) -> list[Figure]:
+    parser = argparse.ArgumentParser(prog="simulate", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--hosts", type=int, default=20)
+    parser.add_argument("--networks", type=int, default=20)
+    parser.add_argument("--endpoints", type=int, default=200)
+    parser.add_argument("--rate", type=float, default=20.0, help="endpoints per second")
+    parser.add_argument("--churn-s", type=float, default=3.0)
+    parser.add_argument("--phase-s", type=float, default=600.0, help="longest time of a phase")
+    parser.add_argument("--memory-gb", type=float, default=8.0, help="most that this may use")
+    parser.add_argument(
+        "--phases",
+        default="load,start,start_all,idle,churn,resume,relist,stop",
+        help="which, in order, with commas",
+    )
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    given = parser.parse_args(args)
+    size = Size(given.hosts, given.networks, given.endpoints)
+    share_parsing()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory(prefix="scale-") as directory:
+        server = EtcdServer(
+            Path(directory) / "etcd",
+            flags=["--auto-compaction-retention=1h", "--quota-backend-bytes=8589934592"],
+        )
+        with server:
+            simulation = Simulation(
+                size=size,
+                server=server,
+                rate=given.rate,
+                churn_s=given.churn_s,
+                phase_s=given.phase_s,
+                memory=int(given.memory_gb * 1e9),
+            )
+            asyncio.run(simulation.run(given.phases.split(",")))
+    if given.json:
+        print(json.dumps([asdict(figure) for figure in simulation.figures], indent=1))
+    return simulation.figures
+
+
+def _bytes(values: dict[str, bytes]) -> int:
+    return sum(len(key) + len(value) for key, value in values.items())
+
+
+def _percentile(values: Sequence[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
