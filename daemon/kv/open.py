@@ -16,7 +16,6 @@ from pyvxlan.daemon.kv.url import StoreUrl, parse_url
 
 CLIENTS = {
     "etcd": ("pyvxlan.daemon.kv.etcd", "EtcdStore", "etcd"),
-    "etcd+python-etcd3": ("pyvxlan.daemon.kv.etcd3", "Etcd3Store", "etcd3"),
     "consul": ("pyvxlan.daemon.kv.consul", "ConsulStore", "consul"),
     "zk": ("pyvxlan.daemon.kv.zookeeper", "ZookeeperStore", "zookeeper"),
 }

@@ -23,13 +23,12 @@ Member: TypeAlias = tuple[str, int]
 """Host name or address, and port."""
 
 DEFAULT_PREFIX = "pyvxlan/v1"
-PORTS: Mapping[str, int] = {"etcd": 2379, "etcd+python-etcd3": 2379, "consul": 8500, "zk": 2181}
+PORTS: Mapping[str, int] = {"etcd": 2379, "consul": 8500, "zk": 2181}
 """Kinds of remote stores, with their default port."""
 KINDS = ("sqlite", *PORTS)
 EXAMPLES: Mapping[str, str] = {
     "sqlite": "sqlite:////var/lib/pyvxlan/store.db",
     "etcd": "etcd://host1:2379,host2:2379",
-    "etcd+python-etcd3": "etcd+python-etcd3://host1:2379",
     "consul": "consul://127.0.0.1:8500",
     "zk": "zk://host1:2181,host2:2181",
 }
@@ -38,7 +37,6 @@ _URL = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.
 TLS_OPTIONS = frozenset({"tls", "ca", "cert", "key"})
 OPTIONS: Mapping[str, Set[str]] = {
     "etcd": TLS_OPTIONS | {"user", "password-file"},
-    "etcd+python-etcd3": TLS_OPTIONS | {"user", "password-file"},
     "consul": TLS_OPTIONS | {"token-file"},
     "zk": TLS_OPTIONS | {"user", "password-file"},
 }
@@ -111,9 +109,8 @@ def same_store(one: StoreUrl, other: StoreUrl) -> bool:
     """Tells whether two URLs lead to the same data: members may come and go, not all at once."""
     if one.path or other.path or one.text == other.text:
         return (one.path, one.kind) == (other.path, other.kind)
-    kinds = {one.kind.partition("+")[0], other.kind.partition("+")[0]}
     return (
-        len(kinds) == 1
+        one.kind == other.kind
         and one.prefix == other.prefix
         and bool(set(one.members) & set(other.members))
     )

@@ -119,7 +119,6 @@ async def test_time_in_step_is_kept(path: Path) -> None:
     [
         (URL, True),
         ("etcd://h2:2379", True),
-        ("etcd+python-etcd3://h2:2379", True),
         ("etcd://h3:2379", False),
         ("etcd://h1:2379/other", False),
         ("consul://h1:2379", False),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.kv.url import parse_url, read_secret
+from pyvxlan.daemon.kv.open import CLIENTS
+from pyvxlan.daemon.kv.url import PORTS, parse_url, read_secret
 
 
 @pytest.mark.parametrize("url", ["sqlite:////x/y.db", "sqlite:///x/y.db"])
@@ -22,9 +24,7 @@ def test_members_get_default_ports_and_the_default_prefix() -> None:
     assert not url.tls
 
 
-@pytest.mark.parametrize(
-    ("kind", "port"), [("etcd", 2379), ("etcd+python-etcd3", 2379), ("consul", 8500), ("zk", 2181)]
-)
+@pytest.mark.parametrize(("kind", "port"), [("etcd", 2379), ("consul", 8500), ("zk", 2181)])
 def test_every_kind_has_its_port(kind: str, port: int) -> None:
     assert parse_url(f"{kind}://host/a/b/").members == (("host", port),)
     assert parse_url(f"{kind}://host/a/b/").prefix == "a/b"
@@ -45,6 +45,7 @@ def test_options_are_files_and_names() -> None:
         ("", "sqlite:////var/lib/pyvxlan/store.db"),
         ("etc://h", "did you mean etcd"),
         ("redis://h", "known are"),
+        ("etcd+python-etcd3://h", "known are sqlite, etcd"),
         ("sqlite://host/y.db", "absolute path"),
         ("sqlite:///", "absolute path"),
         ("sqlite:////x/?a=b", "absolute path"),
@@ -97,3 +98,9 @@ def test_secret_file_must_be_private_and_hold_one_line(tmp_path: Path) -> None:
         read_secret(path, "password")
     with pytest.raises(ConfigError, match="can't be read"):
         read_secret(tmp_path / "none", "password")
+
+
+def test_every_kind_that_a_url_may_name_has_its_client() -> None:
+    assert set(CLIENTS) == set(PORTS)
+    for module, name, _ in CLIENTS.values():
+        assert hasattr(import_module(module), name)
