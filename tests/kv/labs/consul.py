@@ -8,29 +8,22 @@ import secrets
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.consul import ConsulStore
 from pyvxlan.daemon.kv.url import parse_url
+from tests.kv.labs.lab import Stores
 from tests.servers.consul import ConsulServer
 
 
-class ConsulLab:
+class ConsulLab(Stores[ConsulStore]):
     snapshots = True
     fresh_tokens = True
     resumes = False
 
     def __init__(self, server: ConsulServer) -> None:
+        super().__init__()
         self.server = server
         self.url = parse_url(f"consul://{server.address}:{server.port}/{secrets.token_hex(8)}/v1")
-        self.stores: list[ConsulStore] = []
 
-    async def open(self) -> ConsulStore:
-        store = await ConsulStore.open(self.url)
-        self.stores.append(store)
-        return store
-
-    async def silence(self, store: Store) -> None:
-        await store.close()
-
-    async def pass_time(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def connect(self) -> ConsulStore:
+        return await ConsulStore.open(self.url)
 
     async def expire(self, store: Store) -> None:
         assert isinstance(store, ConsulStore)
@@ -40,7 +33,3 @@ class ConsulLab:
 
     async def forget(self) -> None:
         """Consul keeps no history."""
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()

@@ -8,29 +8,22 @@ import secrets
 from pyvxlan.daemon.kv import Store, Write
 from pyvxlan.daemon.kv.etcd import EtcdStore
 from pyvxlan.daemon.kv.url import parse_url
+from tests.kv.labs.lab import Stores
 from tests.servers.etcd import EtcdServer
 
 
-class EtcdLab:
+class EtcdLab(Stores[EtcdStore]):
     snapshots = True
     fresh_tokens = True
     resumes = True
 
     def __init__(self, server: EtcdServer) -> None:
+        super().__init__()
         self.server = server
         self.url = parse_url(f"etcd://{server.address}:{server.port}/{secrets.token_hex(8)}/v1")
-        self.stores: list[EtcdStore] = []
 
-    async def open(self) -> EtcdStore:
-        store = await EtcdStore.open(self.url)
-        self.stores.append(store)
-        return store
-
-    async def silence(self, store: Store) -> None:
-        await store.close()
-
-    async def pass_time(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def connect(self) -> EtcdStore:
+        return await EtcdStore.open(self.url)
 
     async def expire(self, store: Store) -> None:
         assert isinstance(store, EtcdStore)
@@ -43,7 +36,3 @@ class EtcdLab:
         item = await store.get("forget/this")
         assert item is not None
         await asyncio.to_thread(self.server.ctl, "compact", str(item.revision))
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from abc import abstractmethod
+from typing import Generic, Protocol, TypeVar
 
 from pyvxlan.daemon.kv import Store
+
+S = TypeVar("S", bound=Store)
 
 
 class Lab(Protocol):
@@ -34,3 +38,29 @@ class Lab(Protocol):
 
     async def close(self) -> None:
         """Closes every store that was opened."""
+
+
+class Stores(Generic[S]):
+    """What the labs have in common: the stores that they opened, on the machine's own clock."""
+
+    def __init__(self) -> None:
+        self.stores: list[S] = []
+
+    @abstractmethod
+    async def connect(self) -> S:
+        """Makes one more store on the lab's data."""
+
+    async def open(self) -> S:
+        store = await self.connect()
+        self.stores.append(store)
+        return store
+
+    async def silence(self, store: Store) -> None:
+        await store.close()
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.close()

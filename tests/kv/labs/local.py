@@ -8,30 +8,25 @@ from pyvxlan.daemon.kv import Store, Write
 from pyvxlan.daemon.kv.database import Now
 from pyvxlan.daemon.kv.embedded import EmbeddedStore
 from pyvxlan.daemon.kv.memory import MemoryStore
+from tests.kv.labs.lab import Stores
 
 TICK_S = 0.02
 LOG_LIMIT = 64
 
 
-class MemoryLab:
+class MemoryLab(Stores[MemoryStore]):
     snapshots = True
     fresh_tokens = True
     resumes = True
 
     def __init__(self) -> None:
+        super().__init__()
         self.time_s = 1000.0
-        self.stores: list[MemoryStore] = []
 
-    async def open(self) -> MemoryStore:
+    async def connect(self) -> MemoryStore:
         if self.stores:
-            store = self.stores[0].peer()
-        else:
-            store = MemoryStore(clock=lambda: self.time_s, tick_s=TICK_S, log_limit=LOG_LIMIT)
-        self.stores.append(store)
-        return store
-
-    async def silence(self, store: Store) -> None:
-        await store.close()
+            return self.stores[0].peer()
+        return MemoryStore(clock=lambda: self.time_s, tick_s=TICK_S, log_limit=LOG_LIMIT)
 
     async def pass_time(self, seconds: float) -> None:
         self.time_s += seconds
@@ -42,34 +37,25 @@ class MemoryLab:
     async def forget(self) -> None:
         await _overwrite(self.stores[0])
 
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
 
-
-class SqliteLab:
+class SqliteLab(Stores[EmbeddedStore]):
     snapshots = True
     fresh_tokens = True
     resumes = True
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         self.path = path
         self.time_s = 1000.0
         self.boot_id = "first boot"
-        self.stores: list[EmbeddedStore] = []
 
-    async def open(self) -> EmbeddedStore:
-        store = await EmbeddedStore.open(
+    async def connect(self) -> EmbeddedStore:
+        return await EmbeddedStore.open(
             self.path,
             now=lambda: Now(self.time_s, self.boot_id),
             tick_s=TICK_S,
             log_limit=LOG_LIMIT,
         )
-        self.stores.append(store)
-        return store
-
-    async def silence(self, store: Store) -> None:
-        await store.close()
 
     async def pass_time(self, seconds: float) -> None:
         self.time_s += seconds
@@ -79,10 +65,6 @@ class SqliteLab:
 
     async def forget(self) -> None:
         await _overwrite(self.stores[0])
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
 
 
 async def _overwrite(store: Store) -> None:

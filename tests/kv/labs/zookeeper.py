@@ -10,29 +10,22 @@ from kazoo.client import KazooClient
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.kv.zookeeper import ZookeeperStore
+from tests.kv.labs.lab import Stores
 
 
-class ZookeeperLab:
+class ZookeeperLab(Stores[ZookeeperStore]):
     snapshots = False
     fresh_tokens = True
     resumes = False
 
     def __init__(self, members: str, prefix: str = "", options: str = "") -> None:
+        super().__init__()
         self.members = members
         self.prefix = prefix or secrets.token_hex(8)
         self.url = parse_url(f"zk://{members}/{self.prefix}?{options}")
-        self.stores: list[ZookeeperStore] = []
 
-    async def open(self) -> ZookeeperStore:
-        store = await ZookeeperStore.open(self.url)
-        self.stores.append(store)
-        return store
-
-    async def silence(self, store: Store) -> None:
-        await store.close()
-
-    async def pass_time(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    async def connect(self) -> ZookeeperStore:
+        return await ZookeeperStore.open(self.url)
 
     async def expire(self, store: Store) -> None:
         assert isinstance(store, ZookeeperStore)
@@ -42,10 +35,6 @@ class ZookeeperLab:
 
     async def forget(self) -> None:
         """ZooKeeper keeps no history that it could forget."""
-
-    async def close(self) -> None:
-        for store in self.stores:
-            await store.close()
 
 
 def end_session(members: str, identity: tuple[int, bytes]) -> None:
