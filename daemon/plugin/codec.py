@@ -1,7 +1,7 @@
 """Docker's plug-in protocol: request bodies into values. Pure.
 
 The names of fields are those of moby's libnetwork/drivers/remote/api and
-libnetwork/ipams/remote/api, the bodies as dockerd 20.10 sends them (tests/data/docker-plugin.jsonl)
+libnetwork/ipams/remote/api, the bodies as dockerd 20.10 sends them
 and as later ones do by their source. What a newer Docker adds is ignored; what is missing is empty.
 """
 
