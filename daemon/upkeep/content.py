@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -25,8 +26,8 @@ from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.kv.watching import TXN_MAX
 
-READS = 8
-"""How often a store without snapshots is read in the hope that nothing changes meanwhile."""
+SETTLE_S = 60.0
+"""How long a store without snapshots is read again in the hope that nothing changes meanwhile."""
 LIST_S = 120.0
 """How long a list of everything may take."""
 IN_FLIGHT = 16
@@ -67,12 +68,13 @@ async def open_whole(url: str) -> Store:
     return await open_store(url, list_s=LIST_S)
 
 
-async def read_all(store: Store, *, kind: str) -> Mapping[str, Item]:
+async def read_all(store: Store, *, kind: str, settle_s: float = SETTLE_S) -> Mapping[str, Item]:
     """Reads everything below the prefix as of one moment.
 
     Args:
         store: Where to read.
         kind: What it is, as in the URL; one without snapshots is read until nothing changes.
+        settle_s: How long to go on with that, in seconds.
 
     Raises:
         StoreConflictError: It keeps changing.
@@ -81,7 +83,8 @@ async def read_all(store: Store, *, kind: str) -> Mapping[str, Item]:
     before = await store.list("")
     if kind not in WITHOUT_SNAPSHOTS:
         return before
-    for _ in range(READS):
+    deadline = time.monotonic() + settle_s
+    while time.monotonic() < deadline:
         after = await store.list("")
         if {key: item.revision for key, item in before.items()} == {
             key: item.revision for key, item in after.items()
@@ -89,8 +92,8 @@ async def read_all(store: Store, *, kind: str) -> Mapping[str, Item]:
             return after
         before = after
     raise StoreConflictError(
-        f"the store changed during each of {READS} readings, and {kind} can't show one moment: "
-        "try again when fewer containers come and go"
+        f"the store changed during each reading for {settle_s:g} s, and {kind} can't show one "
+        "moment: try again when fewer containers come and go"
     )
 
 
