@@ -196,6 +196,17 @@ class Handover:
         if endpoint := self._leaving.get(local.id):
             await self._forget(endpoint)
 
+    async def clear(self, network_id: str) -> None:
+        """Withdraws what has left a network, whose addresses Docker gives back no more.
+
+        Raises:
+            StoreError: Not now; try again.
+        """
+        left = {**self._local.withdrawn, **self._leaving}
+        for endpoint in left.values():
+            if endpoint.network_id == network_id:
+                await self._forget(endpoint)
+
     async def settle(self) -> None:
         """Withdraws endpoints that left, and whose addresses were not given back in time."""
         for endpoint in list(self._leaving.values()):

@@ -49,7 +49,7 @@ from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.names import Names
 from pyvxlan.daemon.net import Net
-from pyvxlan.daemon.plugin import Plugin
+from pyvxlan.daemon.plugin import Engine, Plugin
 from pyvxlan.daemon.reconcile import Reconciler
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import EVERYTHING, State
@@ -292,7 +292,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
             host=host,
             names_address=IPv4Address(settings.names_address),
         )
-        background += plugin.connect(settings, handover, state, local, membership)
+        engine = Engine(settings.docker_socket, settings.plugin_path.stem)
+        background.append(plugin.connect(engine, handover, state, local, settings.names_address))
     stack.push_async_callback(_end, background)
     try:
         await reconciler.settled(EVERYTHING, FIRST_ROUND_S)

@@ -239,7 +239,12 @@ class Networks:
         for _ in range(ATTEMPTS):
             held = await self.find(ref)
             network = held.network
-            await self.check_unused(network)
+            try:
+                await self.check_unused(network)
+            except InUseError:
+                if network.state == "down":  # A removal broke off here.
+                    await self._set_state(held.item, "up")
+                raise
             try:
                 down = await self._set_state(held.item, "down")
                 try:

@@ -251,17 +251,6 @@ class Service:
         """
         return await self._networks.remove(ref)
 
-    async def restore_network(self, network: Network) -> None:
-        """Puts back a network that was lost with its store, unless it is there.
-
-        Raises:
-            ConflictError: Its name, VNI or subnet belongs to another network by now.
-        """
-        try:
-            await self._networks.find(network.id)
-        except NotFoundError:
-            await self._networks.restore(network)
-
     async def prune_networks(self) -> list[Network]:
         """Removes every network without endpoints; returns those removed."""
         removed = []

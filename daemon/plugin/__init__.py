@@ -5,6 +5,7 @@
 which is which.
 """
 
+from pyvxlan.daemon.plugin.engine import Engine
 from pyvxlan.daemon.plugin.server import Plugin
 
-__all__ = ["Plugin"]
+__all__ = ["Engine", "Plugin"]

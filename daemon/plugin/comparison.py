@@ -24,6 +24,11 @@ class Publish:
 
     shown: EngineNetwork
 
+    @property
+    def engine_id(self) -> str:
+        """Docker's id of it."""
+        return self.shown.id
+
 
 @dataclass(frozen=True, slots=True)
 class Remove:
@@ -31,6 +36,11 @@ class Remove:
 
     shown: EngineNetwork
     why: str
+
+    @property
+    def engine_id(self) -> str:
+        """Docker's id of it."""
+        return self.shown.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Docker's network is gone: forget the pair."""
+    """Docker has lost the network without telling: forget the pair. The network stays."""
 
     engine_id: str
 

@@ -71,7 +71,11 @@ class IpamDriver:
             raise InvalidError(f"subnet {cidr} is not IPv{version}")
         if request.sub_pool and cidr is None:
             raise InvalidError(f"--ip-range {request.sub_pool} needs a --subnet that it lies in")
-        copy_of = self._uncopied(cidr) if cidr else None
+        copy_of = None
+        if request.copy_of:
+            copy_of = self._to_copy(request.copy_of, cidr)
+        elif cidr:
+            copy_of = self._uncopied(cidr)
         if copy_of is None:
             cidr = await self._handover.service.reserve_subnet(cidr, version=version)
         assert cidr is not None
@@ -131,6 +135,20 @@ class IpamDriver:
                 )
             self._publish()
             await asyncio.sleep(0.02)
+        return network
+
+    def _to_copy(self, network_id: str, cidr: Cidr | None) -> Network:
+        """The network that this daemon is copying; it may be gone since it began."""
+        network = self._state.networks.get(network_id)
+        if (
+            network is None
+            or network.state != "up"
+            or network_id in self._pairing.doomed
+            or not any(subnet.cidr == cidr for subnet in network.subnets)
+        ):
+            raise ConflictError(f"network {network_id[:12]} has no subnet {cidr} any more")
+        if self._pairing.engine_id(network_id):
+            raise ConflictError(f"network {network.name} is in Docker already")
         return network
 
     def _uncopied(self, cidr: Cidr) -> Network | None:

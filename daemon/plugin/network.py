@@ -6,6 +6,7 @@ the cluster. An endpoint's name is learnt from Docker when it joins.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from ipaddress import ip_interface, ip_network
@@ -19,7 +20,7 @@ from pyvxlan.daemon.errors import (
     InvalidError,
     NotFoundError,
 )
-from pyvxlan.daemon.handover import Arrival, Handover, endpoint_id
+from pyvxlan.daemon.handover import GOODBYE_S, Arrival, Handover, endpoint_id
 from pyvxlan.daemon.model import Interface, Network, format_mac, handover_ifname
 from pyvxlan.daemon.plugin.codec import (
     EndpointCall,
@@ -66,6 +67,8 @@ class NetworkDriver:
     ) -> None:
         self.removing: set[str] = set()
         """Networks that this daemon itself takes out of Docker."""
+        self.deleted: set[str] = set()
+        """Networks, by Docker's id, that Docker has deleted; it may list them a moment longer."""
         self.arriving: dict[str, EndpointCreation] = {}
         """Endpoints, by Docker's id, between their creation and the end of their joining."""
         self._handover = handover
@@ -109,24 +112,41 @@ class NetworkDriver:
     async def delete_network(self, request: NetworkDeletion) -> None:
         """Removes a network from the cluster, if a user removed it and nobody uses it.
 
-        One that is in use on another host stays there, and is hidden on this one.
+        This call, and nothing else, says that somebody wanted it removed: a network that merely
+        lacks in Docker's list may be lost with its disk. Never fails, and waits a little only.
         """
-        network = self._pairing.part(request.network_id)
+        self.deleted.add(request.network_id)
         for pool in list(self._addresses.pending.values()):
             if pool.engine_id == request.network_id:
                 del self._addresses.pending[pool.cidr]
-        if network is None or request.network_id in self.removing:
+        by_user = request.network_id not in self.removing
+        network = self._pairing.part(request.network_id, doomed=by_user)
+        if network is None or not by_user:
             return
         try:
-            await self._handover.service.remove_network(network.id)
-        except InUseError as error:
-            log.warning("network hidden on this host network=%s cause=%s", network.id, error)
-            self._pairing.hide(network.id)
-        except NotFoundError:
-            return
-        except DaemonError as error:
+            async with asyncio.timeout(GOODBYE_S):
+                await self.remove_doomed(network.id)
+        except (DaemonError, TimeoutError) as error:
             log.warning("network removed later network=%s cause=%s", network.id, error)
-            self._pairing.doom(network.id)
+
+    async def remove_doomed(self, network_id: str) -> None:
+        """Removes a network that a user has removed from Docker from the cluster.
+
+        One that is in use on another host stays there, and is hidden on this one.
+
+        Raises:
+            DaemonError: Not now; it stays doomed.
+        """
+        hidden = False
+        await self._handover.clear(network_id)
+        try:
+            await self._handover.service.remove_network(network_id)
+        except InUseError as error:
+            log.warning("network hidden on this host network=%s cause=%s", network_id, error)
+            hidden = True
+        except NotFoundError:
+            log.info("network was removed already network=%s", network_id)
+        self._pairing.settle(network_id, hidden=hidden)
 
     async def create_endpoint(self, request: EndpointCreation) -> dict[str, Any]:
         """Notes an endpoint; gives the MAC unless one was chosen."""

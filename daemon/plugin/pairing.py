@@ -1,14 +1,14 @@
 """Which of Docker's networks is which of the cluster's, remembered over restarts.
 
 Docker picks an id of its own on every host. A pair is made when Docker makes the network and ends
-when Docker removes it; with it a copy of the cluster's record is kept, so that a network can be
-put back after the store was lost.
+when Docker removes it. The cluster's record is kept with it, so that a start without the store
+knows which network has which subnet.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -30,7 +30,6 @@ class Pairing:
         self._pairs: dict[str, Network] = {}
         self._hidden: set[str] = set()
         self._doomed: set[str] = set()
-        self._cluster = ""
         self._load(local.document(DOCUMENT))
 
     @property
@@ -45,13 +44,8 @@ class Pairing:
 
     @property
     def doomed(self) -> frozenset[str]:
-        """Networks that a user has removed while the store was away."""
+        """Networks that a user has removed from Docker, and that the cluster still has."""
         return frozenset(self._doomed)
-
-    @property
-    def cluster(self) -> str:
-        """Id of the cluster whose networks these are."""
-        return self._cluster
 
     def join(self, engine_id: str, network: Network) -> None:
         """Notes a pair."""
@@ -59,30 +53,27 @@ class Pairing:
         self._hidden.discard(network.id)
         self._save()
 
-    def part(self, engine_id: str) -> Network | None:
-        """Ends a pair; gives the cluster's side."""
+    def part(self, engine_id: str, *, doomed: bool = False) -> Network | None:
+        """Ends a pair; gives the cluster's side, which is noted as `doomed` at the same moment."""
         network = self._pairs.pop(engine_id, None)
         if network:
+            if doomed:
+                self._doomed.add(network.id)
             self._save()
         return network
 
-    def hide(self, network_id: str, *, hidden: bool = True) -> None:
-        """Notes that this host's Docker shall not show a network, or may again."""
-        if hidden != (network_id in self._hidden):
-            (self._hidden.add if hidden else self._hidden.discard)(network_id)
+    def forget_hidden(self, network_ids: Collection[str]) -> None:
+        """Notes that hidden networks are gone from the cluster."""
+        if self._hidden & set(network_ids):
+            self._hidden -= set(network_ids)
             self._save()
 
-    def doom(self, network_id: str, *, doomed: bool = True) -> None:
-        """Notes that a network shall be removed from the cluster, or is."""
-        if doomed != (network_id in self._doomed):
-            (self._doomed.add if doomed else self._doomed.discard)(network_id)
-            self._save()
-
-    def remember_cluster(self, cluster: str) -> None:
-        """Notes whose networks these are."""
-        if cluster != self._cluster:
-            self._cluster = cluster
-            self._save()
+    def settle(self, network_id: str, *, hidden: bool) -> None:
+        """Notes what became of a doomed network: it is gone, or only hidden here."""
+        self._doomed.discard(network_id)
+        if hidden:
+            self._hidden.add(network_id)
+        self._save()
 
     def engine_id(self, network_id: str) -> str | None:
         """Docker's id of a network."""
@@ -102,7 +93,6 @@ class Pairing:
                 self._pairs[str(engine_id)] = records.parse_network(entry["network"], record)
             self._hidden = {str(one) for one in document.get("hidden", [])}
             self._doomed = {str(one) for one in document.get("doomed", [])}
-            self._cluster = str(document.get("cluster", ""))
         except (TypeError, KeyError, ValueError, AttributeError, InvalidError) as error:
             # What is missing is found again by names and subnets.
             log.error("pairs with Docker's networks not readable cause=%r", error)
@@ -113,7 +103,6 @@ class Pairing:
             DOCUMENT,
             {
                 "v": records.VERSION,
-                "cluster": self._cluster,
                 "pairs": {
                     engine_id: {
                         "network": network.id,

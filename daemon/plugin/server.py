@@ -18,11 +18,9 @@ from typing import Any, NoReturn
 
 from aiohttp import web
 
-from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConfigError, ConflictError, DaemonError
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.local import LocalRecords
-from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.plugin.codec import (
     CONTENT_TYPE,
     AddressRelease,
@@ -95,22 +93,21 @@ class Plugin:
         self._network: NetworkDriver | None = None
         self._ipam: IpamDriver | None = None
         self._ready = asyncio.Event()
+        self._missed: list[NetworkDeletion] = []
+        """What users removed while the daemon started; Docker tells nobody again."""
 
     def connect(
         self,
-        settings: Settings,
+        engine: Engine,
         handover: Handover,
         state: State,
         local: LocalRecords,
-        membership: Membership,
-    ) -> list[asyncio.Task[NoReturn]]:
+        names_address: str,
+    ) -> asyncio.Task[NoReturn]:
         """Makes the drivers and begins to follow Docker; gives what runs for as long as it does."""
-        path = settings.plugin_path
-        assert path is not None
-        engine = Engine(settings.docker_socket, path.stem)
         pairing = Pairing(local)
         steward = Steward(
-            engine=engine, pairing=pairing, handover=handover, state=state, membership=membership
+            engine=engine, pairing=pairing, handover=handover, state=state, missed=self._missed
         )
         ipam = IpamDriver(handover, pairing, state, steward.poke)
         network = NetworkDriver(
@@ -119,17 +116,12 @@ class Plugin:
             pairing=pairing,
             state=state,
             engine=engine,
-            names_address=settings.names_address,
+            names_address=names_address,
             publish=steward.poke,
         )
-        steward.drivers = (network, ipam)
-        self.attach(network, ipam)
-        return [asyncio.create_task(steward.run(), name="docker")]
-
-    def attach(self, network: NetworkDriver, ipam: IpamDriver) -> None:
-        """Gives it the drivers."""
-        self._network, self._ipam = network, ipam
+        steward.drivers = self._network, self._ipam = network, ipam
         self._ready.set()
+        return asyncio.create_task(steward.run(), name="docker")
 
     @contextlib.asynccontextmanager
     async def serving(self, path: Path) -> AsyncIterator[None]:
@@ -160,17 +152,20 @@ class Plugin:
         method = request.match_info["method"]
         if method not in METHODS:
             return _answer({"Err": f"{method} is not supported"}, status=404)
+        return _answer(await self.answer(method, await request.read()))
+
+    async def answer(self, method: str, body: bytes) -> Mapping[str, Any]:
+        """Answers one call; what can't be done is said under `Err` or `Error`."""
         answer = CONSTANT.get(method)
         if answer is not None:
-            return _answer(answer)
-        body = await request.read()
+            return answer
         log.debug("plug-in call method=%s body=%s", method, body.decode(errors="replace"))
         try:
             asked = parse(method, body)
             assert asked is not None
-            await self._until_ready(method)
+            await self._until_ready(method, asked)
             async with asyncio.timeout(CALL_S):
-                return _answer(await self._perform(method, asked))
+                return await self._perform(method, asked)
         except TimeoutError:
             text = f"not within {CALL_S:g} s: see pyvxlan status on this host, and try again"
         except DaemonError as error:
@@ -180,15 +175,17 @@ class Plugin:
             text = f"internal error {error!r}: see the daemon's log"
         if method in FAREWELLS:
             log.warning("finished later method=%s cause=%s", method, text)
-            return _answer({})
+            return {}
         log.info("plug-in call refused method=%s cause=%s", method, text)
-        return _answer({"Error" if method.startswith("Ipam") else "Err": text})
+        return {"Error" if method.startswith("Ipam") else "Err": text}
 
-    async def _until_ready(self, method: str) -> None:
+    async def _until_ready(self, method: str, asked: Request) -> None:
         try:
             async with asyncio.timeout(READY_S / 2 if method in FAREWELLS else READY_S):
                 await self._ready.wait()
         except TimeoutError:
+            if isinstance(asked, NetworkDeletion):
+                self._missed.append(asked)
             raise ConflictError(
                 "pyvxlan-daemon is starting and can't do that yet: is its store reachable? "
                 "Try again shortly"

@@ -11,21 +11,19 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon.errors import (
     ConflictError,
     DaemonError,
     ExhaustedError,
-    InUseError,
     InvalidError,
-    NotFoundError,
     NotSettledError,
 )
 from pyvxlan.daemon.handover import Handover
-from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import LocalEndpoint, Network
+from pyvxlan.daemon.plugin.codec import NetworkDeletion
 from pyvxlan.daemon.plugin.comparison import Copy, Pair, Part, Publish, Remove, Step, compare
 from pyvxlan.daemon.plugin.engine import Engine, EngineContainer, EngineEvent, EngineNetwork
 from pyvxlan.daemon.plugin.ipam import IpamDriver
@@ -53,7 +51,7 @@ class Steward:
         pairing: Which of its networks is which of the cluster's.
         handover: The verbs, for endpoints; its service has those for networks.
         state: What the cluster has.
-        membership: Tells whether it still is the same cluster.
+        missed: Networks that Docker deleted before there was anybody to do it.
     """
 
     def __init__(
@@ -63,7 +61,7 @@ class Steward:
         pairing: Pairing,
         handover: Handover,
         state: State,
-        membership: Membership,
+        missed: Iterable[NetworkDeletion] = (),
     ) -> None:
         self.drivers: tuple[NetworkDriver, IpamDriver]
         """The plug-in's two halves; set before `run`."""
@@ -73,7 +71,7 @@ class Steward:
         self._pairing = pairing
         self._handover = handover
         self._state = state
-        self._membership = membership
+        self._missed = missed
         self._wake = asyncio.Event()
         self._warned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,6 +88,8 @@ class Steward:
             asyncio.create_task(self._follow_networks(), name="docker networks"),
         ]
         try:
+            for deletion in self._missed:
+                await self.drivers[0].delete_network(deletion)
             while True:
                 self._wake.clear()
                 pause_s = INTERVAL_S
@@ -117,16 +117,19 @@ class Steward:
         shown = await self._engine.networks()
         if not self._state.synced:
             return
-        await self._restore_lost()
-        await self._remove_doomed()
+        for network_id in self._pairing.doomed:
+            await self.drivers[0].remove_doomed(network_id)
         networks = {
             id_: one for id_, one in self._state.networks.items() if id_ not in self._pairing.doomed
         }
-        for network_id in self._pairing.hidden - networks.keys():
-            self._pairing.hide(network_id, hidden=False)
+        self._pairing.forget_hidden(self._pairing.hidden - networks.keys())
         steps = compare(networks, shown, self._pairing.pairs, hidden=self._pairing.hidden)
         failed = False
+        deleted = self.drivers[0].deleted
+        deleted.intersection_update({entry.id for entry in shown})
         for step in steps:
+            if isinstance(step, Pair | Publish | Remove) and step.engine_id in deleted:
+                continue
             try:
                 await self._take(step)
             except DaemonError as error:
@@ -145,7 +148,9 @@ class Steward:
             case Pair(engine_id=engine_id, network=network):
                 self._pairing.join(engine_id, network)
             case Part(engine_id=engine_id):
-                await self._part(engine_id)
+                # Docker's disk was lost, or nobody was there to be told. It is not a removal.
+                if self._pairing.part(engine_id):
+                    log.warning("network lost by Docker, shown again docker=%s", engine_id[:12])
             case Remove(shown=shown, why=why):
                 log.warning("network taken out of Docker name=%s why=%s", shown.name, why)
                 await self._remove(shown)
@@ -170,18 +175,6 @@ class Steward:
             removing.discard(shown.id)
         self.poke()
 
-    async def _part(self, engine_id: str) -> None:
-        """Docker has lost a network without a word: while it was asked and nobody answered."""
-        network = self._pairing.part(engine_id)
-        if network is None or network.id not in self._state.networks:
-            return
-        try:
-            await self._handover.service.remove_network(network.id)
-        except InUseError:
-            self._pairing.hide(network.id)
-        except NotFoundError:
-            return
-
     async def _publish(self, shown: EngineNetwork) -> None:
         spec = NetworkSpec(
             shown.name,
@@ -205,6 +198,9 @@ class Steward:
         self._pairing.join(shown.id, network)
         for cidr in shown.subnets:
             self.drivers[1].pending.pop(cidr, None)
+        if shown.id in self.drivers[0].deleted:
+            await self.drivers[0].delete_network(NetworkDeletion(shown.id))
+            return
         # The next comparison must not take it for one that was removed.
         await self._state.wait_for(lambda: network.id in self._state.networks, timeout_s=SHOWN_S)
 
@@ -212,27 +208,6 @@ class Steward:
         for cidr in shown.subnets:
             self.drivers[1].pending.pop(cidr, None)
             await self._handover.service.reservations.release_subnet(cidr)
-
-    async def _restore_lost(self) -> None:
-        """Puts networks back that were lost with their store; removed ones stay removed."""
-        cluster = self._membership.cluster
-        if cluster == self._pairing.cluster:
-            return
-        if self._pairing.cluster:
-            for network in self._pairing.pairs.values():
-                with contextlib.suppress(ConflictError):
-                    await self._handover.service.restore_network(network)
-        self._pairing.remember_cluster(cluster)
-
-    async def _remove_doomed(self) -> None:
-        for network_id in self._pairing.doomed:
-            try:
-                await self._handover.service.remove_network(network_id)
-            except InUseError:
-                self._pairing.hide(network_id)
-            except NotFoundError:
-                log.info("network was removed already network=%s", network_id)
-            self._pairing.doom(network_id, doomed=False)
 
     async def _sweep(self, shown: list[EngineNetwork]) -> None:
         """Gives back what was reserved for something that never came."""
