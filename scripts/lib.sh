@@ -55,23 +55,35 @@ ensure_packages() {
     )
 }
 
-need_rust() {
-    command -v cargo >/dev/null || fail "cargo is missing: install Rust $RUST_NEEDED or later (rustup)"
-    local have
-    have=$(rustc --version | cut -d' ' -f2)
-    [ "$(printf '%s\n' "$RUST_NEEDED" "$have" | sort -V | head -n1)" = "$RUST_NEEDED" ] ||
-        fail "rustc $have is too old: Rust $RUST_NEEDED or later is needed (rustup update stable)"
+# ensure_rust: finds Rust, or installs Debian's. Debian 12 has two: cargo is too old, cargo-web (in
+# whose place it comes) follows what web browsers are built with.
+ensure_rust() {
+    rust_is_new_enough && return
+    ! command -v rustup >/dev/null ||
+        fail "Rust $RUST_NEEDED or later is needed and this one is older: rustup update stable"
+    ensure_packages cargo-web
+    hash -r # the shell may remember where the older one was
+    rust_is_new_enough || fail "Rust $RUST_NEEDED or later is needed; this is $(rustc --version)"
 }
 
-# ensure_rust_tools COMPONENT...: has rustup install what is not there yet.
-ensure_rust_tools() {
-    local component
-    for component in "$@"; do
-        cargo "${component/rust/}" --version >/dev/null 2>&1 && continue
-        say "installing $component"
-        command -v rustup >/dev/null || fail "cargo ${component/rust/} is missing: install $component"
-        rustup component add "$component"
-    done
+rust_is_new_enough() {
+    command -v cargo >/dev/null || return
+    local have
+    have=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$RUST_NEEDED" "$have" | sort -V | head -n1)" = "$RUST_NEEDED" ]
+}
+
+# ensure_rust_tool COMPONENT: installs a part of Rust if it is missing; fails if it can't be had.
+ensure_rust_tool() {
+    cargo "${1/rust/}" --version >/dev/null 2>&1 && return
+    if command -v rustup >/dev/null; then
+        say "installing $1"
+        rustup component add "$1"
+    elif [ "$1" = rustfmt ]; then
+        ensure_packages rustfmt-web
+    else
+        return 1 # Debian has none that fits cargo-web
+    fi
 }
 
 # ensure_venv: makes the virtual environment if it is not there or broken.
