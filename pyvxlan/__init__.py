@@ -5,65 +5,74 @@ and decisions of a forwarder (`ForwardingTable`), and the forwarder itself (`Eng
 that makes overlay networks of it is `pyvxlan.daemon`; nothing here needs it.
 """
 
-from pkgutil import extend_path
+import os
+import sys
 
-__path__ = extend_path(__path__, __name__)  # in a checkout, the installed extension is found
+TYPE_CHECKING = False  # as in `typing`, which takes longer to import than all that is done here
+if TYPE_CHECKING:
+    from pyvxlan._dataplane import DEFAULT_PORT
+    from pyvxlan.addresses import VNI_MAX, Address, AddressLike, MacLike, format_mac, parse_mac
+    from pyvxlan.codec import (
+        Datagram,
+        decap,
+        decap_batch,
+        decap_datagram,
+        encap,
+        encap_batch,
+        encap_datagram,
+        flow_hash,
+        source_port,
+        vxlan_header,
+    )
+    from pyvxlan.engine import (
+        Engine,
+        Event,
+        NetworkStats,
+        Stats,
+        UnderlayStats,
+        open_tap,
+        open_underlay,
+        tap_offloads,
+    )
+    from pyvxlan.errors import (
+        ForwarderLostError,
+        ForwarderRefusedError,
+        MalformedError,
+        PyvxlanError,
+    )
+    from pyvxlan.headers import (
+        ArpPacket,
+        EthernetHeader,
+        Frame,
+        Ipv4Header,
+        Ipv6Header,
+        TcpHeader,
+        UdpHeader,
+        VxlanDatagram,
+        VxlanHeader,
+        VxlanPayload,
+        parse,
+        parse_datagram,
+        parse_frame,
+    )
+    from pyvxlan.table import (
+        DROP_REASONS,
+        Drop,
+        EgressDecision,
+        Flood,
+        ForwardingTable,
+        Reply,
+        TableDump,
+        Unicast,
+    )
 
-from pyvxlan._dataplane import DEFAULT_PORT
-from pyvxlan.addresses import VNI_MAX, Address, AddressLike, MacLike, format_mac, parse_mac
-from pyvxlan.codec import (
-    Datagram,
-    decap,
-    decap_batch,
-    decap_datagram,
-    encap,
-    encap_batch,
-    encap_datagram,
-    flow_hash,
-    source_port,
-    vxlan_header,
-)
-from pyvxlan.engine import (
-    Engine,
-    Event,
-    NetworkStats,
-    Stats,
-    UnderlayStats,
-    open_tap,
-    open_underlay,
-    tap_offloads,
-)
-from pyvxlan.errors import (
-    ForwarderLostError,
-    ForwarderRefusedError,
-    MalformedError,
-    PyvxlanError,
-)
-from pyvxlan.headers import (
-    ArpPacket,
-    EthernetHeader,
-    Frame,
-    Ipv4Header,
-    Ipv6Header,
-    TcpHeader,
-    UdpHeader,
-    VxlanDatagram,
-    VxlanHeader,
-    VxlanPayload,
-    parse,
-    parse_datagram,
-    parse_frame,
-)
-from pyvxlan.table import (
-    DROP_REASONS,
-    Drop,
-    EgressDecision,
-    Flood,
-    ForwardingTable,
-    Reply,
-    TableDump,
-    Unicast,
-)
+# Python looks into the current directory first: in a checkout, the installed extension is found.
+# (`pkgutil.extend_path` does this, and imports a lot.)
+__path__ += [
+    path
+    for path in (os.path.join(folder, __name__) for folder in sys.path)
+    if path not in __path__ and os.path.isdir(path)
+]
 
 __version__ = "0.1.0"
 
@@ -120,3 +129,26 @@ __all__ = [
     "tap_offloads",
     "vxlan_header",
 ]
+
+
+_HOMES = ("addresses", "codec", "engine", "errors", "headers", "table", "_dataplane")
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used.
+
+    The command line and the forwarder import this package and use none or few of them.
+    """
+    if name in __all__:
+        from importlib import import_module  # noqa: PLC0415
+
+        for home in _HOMES:
+            module = import_module(f"{__name__}.{home}")
+            if hasattr(module, name):
+                globals()[name] = getattr(module, name)
+                return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

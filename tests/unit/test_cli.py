@@ -328,7 +328,7 @@ def test_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None
 
     daemon = Scripted(tmp_path, hang)
     process = subprocess.Popen(
-        [sys.executable, "-c", "from pyvxlan.daemon.cli import main; main()",
+        [sys.executable, "-c", "from pyvxlan.daemon.entry import command_line; command_line()",
          "--run-dir", str(tmp_path), "network", "create", "x"],
         stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -339,6 +339,27 @@ def test_interrupt_ends_with_130_and_without_a_traceback(tmp_path: Path) -> None
     daemon.close()
     assert process.returncode == 130
     assert error.strip() == b""
+
+
+@pytest.mark.parametrize("command", ["command_line", "daemon"])
+def test_interrupt_while_it_is_still_imported_ends_it_without_a_traceback(
+    tmp_path: Path, command: str
+) -> None:
+    slow = "import time; print('importing', flush=True); time.sleep(60)"
+    (tmp_path / "click.py").write_text(slow)
+    search = os.pathsep.join([str(tmp_path), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from pyvxlan.daemon.entry import {command}; {command}()"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": search},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"importing\n"
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT
+    assert error == b""
 
 
 def test_reader_that_leaves_is_no_error(shell: Shell) -> None:

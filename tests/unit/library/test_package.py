@@ -31,9 +31,25 @@ def test_a_refusal_keeps_its_kind_and_errno():
     assert (error.kind, error.errno, str(error)) == ("system", 13, "no")
 
 
-def test_importing_the_library_brings_neither_the_daemon_nor_asyncio():
-    code = "import sys, pyvxlan; print(*sys.modules)"
-    listing = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True
-    ).stdout.split()
-    assert not {"asyncio", "msgpack", "pyroute2", "aiohttp", "pyvxlan.daemon"} & set(listing)
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'pyvxlan' has no attribute 'encapsulate'"):
+        pyvxlan.encapsulate  # noqa: B018
+
+
+def test_using_the_library_brings_neither_the_daemon_nor_asyncio():
+    loaded = modules_after("import pyvxlan; pyvxlan.encap, pyvxlan.Engine, pyvxlan.parse")
+    assert "pyvxlan.engine" in loaded
+    assert not {"asyncio", "msgpack", "pyroute2", "aiohttp", "pyvxlan.daemon"} & loaded
+
+
+def test_importing_the_package_alone_imports_none_of_its_modules():
+    ours = {name for name in modules_after("import pyvxlan") if name.startswith("pyvxlan")}
+    assert ours == {"pyvxlan"}
+
+
+def modules_after(code: str) -> set[str]:
+    printing = f"{code}\nimport sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", printing], check=True, capture_output=True, text=True
+    )
+    return set(done.stdout.split())
