@@ -162,6 +162,9 @@ class Container:
 class Host:
     """One host: a namespace on the underlay, with a daemon when started."""
 
+    programs = BIN
+    """Where the daemon and the command line are installed."""
+
     def __init__(self, world: World, number: int) -> None:
         self.world = world
         self.number = number
@@ -195,7 +198,7 @@ class Host:
 
     def daemon_words(self) -> list[str]:
         """The daemon's command, as a user would start it: in a mount namespace of its own."""
-        return [*self.enter(), "unshare", "-m", str(BIN / "pyvxlan-daemon")]
+        return [*self.enter(), "unshare", "-m", str(self.programs / "pyvxlan-daemon")]
 
     def start(self, *extra: object, wait: bool = True) -> None:
         """Starts the daemon."""
@@ -241,7 +244,9 @@ class Host:
 
     def cleanup(self) -> subprocess.CompletedProcess[str]:
         """Runs `pyvxlan-daemon --cleanup`."""
-        return self.run(BIN / "pyvxlan-daemon", *self.daemon_args(), "--cleanup", timeout_s=60)
+        return self.run(
+            self.programs / "pyvxlan-daemon", *self.daemon_args(), "--cleanup", timeout_s=60
+        )
 
     def run(
         self, *args: object, check: bool = True, timeout_s: float = 30
@@ -252,7 +257,9 @@ class Host:
     def cli_try(self, *args: object, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """Runs `pyvxlan` against this host's daemon, whatever comes of it."""
         return command(
-            BIN / "pyvxlan", "--run-dir", self.run_dir, *args, check=False, timeout_s=timeout_s
+            *(self.programs / "pyvxlan", "--run-dir", self.run_dir, *args),
+            check=False,
+            timeout_s=timeout_s,
         )
 
     def cli(self, *args: object, timeout_s: float = 30) -> str:
@@ -350,13 +357,24 @@ class World:
         host = self.host_type(self, number)
         self.hosts.append(host)
         command("ip", "netns", "add", host.netns)
+        self._plug(host, mtu_bytes)
+        command("ip", "-n", host.netns, "link", "set", "lo", "up")
+        command("ip", "-n", host.netns, "addr", "add", f"{host.address}/24", "dev", "under0")
+        command(
+            "ip", "-n", host.netns, "addr", "add", f"{host.address6}/64", "dev", "under0", "nodad"
+        )
+        command("ip", "-n", host.netns, "link", "set", "under0", "up")
+
+    def _plug(self, host: Host, mtu_bytes: int) -> None:
+        """Gives a host its `under0`, here a port of the switch."""
+        port = f"port{host.number}"
         command(
             "ip",
             "-n",
             self.switch,
             "link",
             "add",
-            f"port{number}",
+            port,
             "mtu",
             mtu_bytes,
             "type",
@@ -369,13 +387,7 @@ class World:
             "netns",
             host.netns,
         )
-        command("ip", "-n", self.switch, "link", "set", f"port{number}", "master", "sw0", "up")
-        command("ip", "-n", host.netns, "link", "set", "lo", "up")
-        command("ip", "-n", host.netns, "addr", "add", f"{host.address}/24", "dev", "under0")
-        command(
-            "ip", "-n", host.netns, "addr", "add", f"{host.address6}/64", "dev", "under0", "nodad"
-        )
-        command("ip", "-n", host.netns, "link", "set", "under0", "up")
+        command("ip", "-n", self.switch, "link", "set", port, "master", "sw0", "up")
 
     def __getitem__(self, number: int) -> Host:
         return self.hosts[number - 1]
