@@ -48,6 +48,9 @@ class Settings:
     port: int = DEFAULT_UDP_PORT
     workers: int = default_workers()
     metrics_address: str = "127.0.0.1:9472"
+    metrics_cert: Path | None = None
+    metrics_key: Path | None = None
+    metrics_client_ca: Path | None = None
     gateway_subnet: str = "172.18.0.0/16"
     log_level: str = "info"
     forwarder_user: str = "nobody"
@@ -87,6 +90,9 @@ SETTINGS: Mapping[str, str] = {
     "port": "UDP port of the underlay, the same on all hosts",
     "workers": "threads of the forwarder",
     "metrics_address": 'where Prometheus reads, "host:port"; "" turns it off',
+    "metrics_cert": "certificate of the metrics in PEM form: Prometheus reads by https",
+    "metrics_key": "its private key",
+    "metrics_client_ca": "authority whose certificates may read the metrics",
     "gateway_subnet": "subnet of the bridge that leads containers out of the overlay",
     "log_level": f"one of {', '.join(LOG_LEVELS)}",
     "forwarder_user": "user that the forwarder becomes",
@@ -436,6 +442,9 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "port": _between(1, 65535),
     "workers": _between(1, 64),
     "metrics_address": _metrics_address,
+    "metrics_cert": _path,
+    "metrics_key": _path,
+    "metrics_client_ca": _path,
     "gateway_subnet": _gateway_subnet,
     "log_level": _log_level,
     "forwarder_user": _user,

@@ -223,6 +223,21 @@ def pick_address(
     return None
 
 
+def capacity(subnet: Subnet) -> int:
+    """How many addresses of a subnet endpoints can have."""
+    bounds = _free_bounds(subnet)
+    if bounds is None:
+        return 0
+    low, high = bounds
+    spared = {subnet.gateway, *(address for _, address in subnet.aux)}
+    return high - low + 1 - sum(low <= int(address) <= high for address in spared)
+
+
+def blocks_used(pool: Pool, used: Iterable[Cidr]) -> int:
+    """How many blocks of a pool the subnets `used` take; they do not overlap."""
+    return sum(1 << max(0, pool.size - cidr.prefixlen) for cidr in used if within(cidr, pool.base))
+
+
 def next_pool(pools: Sequence[Pool], used: Iterable[Cidr], routed: Iterable[Cidr]) -> Cidr:
     """Picks the lowest block of the pools that no network uses and the host does not route.
 

@@ -43,17 +43,20 @@ from pyvxlan.daemon.gc import Collector
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.mirror import Mirror
+from pyvxlan.daemon.kv.open import open_store
+from pyvxlan.daemon.kv.timed import TimedStore
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.names import Names
 from pyvxlan.daemon.net import Net
-from pyvxlan.daemon.plugin import Engine, Plugin
+from pyvxlan.daemon.plugin import TIMED, Engine, Plugin
 from pyvxlan.daemon.reconcile import Reconciler
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import EVERYTHING, State
 from pyvxlan.daemon.status import Status
+from pyvxlan.daemon.timings import Timings
 from pyvxlan.daemon.upstream import Upstream
 
 log = logging.getLogger(__name__)
@@ -111,6 +114,7 @@ def _command(
     overrides = {name: text for name, text in given.items() if text is not None}
     settings, origins = load_with_origins(overrides, environ, config)
     parse_url(settings.store)
+    metrics.tls_context(settings)
     if check_config:
         click.echo(describe(settings, origins), nl=False)
         return 0
@@ -209,7 +213,12 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     Returns the tasks that run for as long as the daemon does; one that ends has failed.
     """
     stack.enter_context(rundir.held(settings.run_dir))
-    plugin = Plugin()
+    tls = metrics.tls_context(settings)
+    scraped = metrics.bind(*settings.metrics_endpoint) if settings.metrics_endpoint else None
+    if scraped:
+        stack.callback(scraped.close)
+    timings = Timings(TIMED)
+    plugin = Plugin(timings)
     if settings.plugin_path:
         await stack.enter_async_context(plugin.serving(settings.plugin_path))
     local = LocalRecords(settings.state_dir)
@@ -224,7 +233,9 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         incarnation=secrets.token_hex(16),
         version=__version__,
     )
-    store = await ClusterStore.open(local.store_for(settings.store), host_id=host.id)
+    store = await ClusterStore.open(
+        local.store_for(settings.store), host_id=host.id, opener=partial(_open_timed, timings)
+    )
     stack.push_async_callback(store.close)
     mirror = await Mirror.open(settings.state_dir / "mirror.db", store.url)
     stack.push_async_callback(mirror.close)
@@ -243,7 +254,13 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     stack.push_async_callback(membership.close)
     await membership.register()
     reconciler = Reconciler(
-        state=state, local=local, net=net, dataplane=dataplane, settings=settings, host=host
+        state=state,
+        local=local,
+        net=net,
+        dataplane=dataplane,
+        settings=settings,
+        host=host,
+        timings=timings,
     )
     service = Service(
         store=store,
@@ -254,6 +271,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         net=net,
         settings=settings,
         host=host,
+        timings=timings,
     )
     names = NameServers(
         reconciler.sandboxes, Names(state), Upstream(settings.resolvers), net.dns_sockets
@@ -299,12 +317,16 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         await reconciler.settled(EVERYTHING, FIRST_ROUND_S)
     except DaemonError as error:
         log.warning("daemon starts unsettled cause=%s", error)
-    if settings.metrics_endpoint:
-        scraped = metrics.Metrics(status.reading, __version__).application()
-        await stack.enter_async_context(metrics.serving(scraped, *settings.metrics_endpoint))
+    if scraped:
+        pages = metrics.Metrics(status.reading, timings, __version__).application()
+        await stack.enter_async_context(metrics.serving(pages, scraped, tls))
     app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
+
+
+async def _open_timed(timings: Timings, url: str) -> Store:
+    return TimedStore(await open_store(url), timings)
 
 
 def _collector(

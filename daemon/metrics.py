@@ -1,57 +1,53 @@
 """What Prometheus reads: every counter and state of this host, at `/metrics`.
 
-docs/metrics.md lists all names. Each scrape takes one reading (`status.py`); nothing is counted
-here. Labels come from small sets: names of networks on this host, directions, reasons.
+docs/metrics.md lists all names. Each scrape takes one reading (`status.py`) and what `timings.py`
+keeps; nothing is counted here. Labels come from small sets: names of networks on this host and of
+hosts, directions, reasons.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
+import socket
+import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from pyvxlan import DROP_REASONS
+from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConfigError
+from pyvxlan.daemon.exposition import Family, counter, gauge, label
 from pyvxlan.daemon.status import STORE_STATES, NetworkReading, Reading
+from pyvxlan.daemon.timings import Timings
 
 DIRECTIONS = ("egress", "ingress")
 
 
-class Metrics(Collector):
+class Metrics:
     """Renders readings in Prometheus' text format.
 
     Args:
         reading: Takes a reading.
+        timings: What else is shown.
         version: Of the daemon.
     """
 
-    def __init__(self, reading: Callable[[], Awaitable[Reading]], version: str) -> None:
+    def __init__(
+        self, reading: Callable[[], Awaitable[Reading]], timings: Timings, version: str
+    ) -> None:
         self._take_reading = reading
+        self._timings = timings
         self._version = version
-        self._reading: Reading | None = None
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
     async def exposition(self) -> bytes:
-        """Takes a reading and renders it."""
-        self._reading = await self._take_reading()
-        return generate_latest(self._registry)
-
-    def collect(self) -> Iterator[Metric]:
-        """Yields all metrics of the last reading; none before the first."""
-        if self._reading is None:
-            return
-        yield _gauge(
-            "build_info", "Always 1; the version is in the label.", 1, version=self._version
-        )
-        yield from _state_metrics(self._reading)
-        yield from _traffic_metrics(self._reading.networks)
-        yield from _underlay_metrics(self._reading)
+        """Takes a reading and renders it, in a thread, since 1,000 networks are many lines."""
+        return await asyncio.to_thread(self._render, await self._take_reading())
 
     def application(self) -> web.Application:
         """Makes the application that serves `/metrics`."""
@@ -64,136 +60,222 @@ class Metrics(Collector):
             body=await self.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
+    def _render(self, reading: Reading) -> bytes:
+        built = Family("gauge", "build_info", "Always 1; the version is in the label.", "version")
+        built.add(1, label(self._version))
+        families = [
+            built,
+            *_host_families(reading),
+            *_store_families(reading),
+            *_network_families(reading.networks),
+            *_underlay_families(reading),
+        ]
+        return "".join(map(str, families)).encode() + generate_latest(self._timings.registry)
 
-@contextlib.asynccontextmanager
-async def serving(app: web.Application, host: str, port: int) -> AsyncIterator[None]:
-    """Serves on a TCP address while inside.
+
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """Reads the certificates that the settings name; None if there is to be no TLS.
+
+    Raises:
+        ConfigError: One is missing or can't be used; the message names it and the remedy.
+    """
+    cert, key, ca = settings.metrics_cert, settings.metrics_key, settings.metrics_client_ca
+    if cert is None or key is None:
+        if cert or key or ca:
+            raise ConfigError(
+                "metrics_cert and metrics_key belong together, and metrics_client_ca needs both: "
+                "set what is missing, or none of them"
+            )
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    for name, path in (("cert", cert), ("key", key), ("client_ca", ca)):
+        if path is not None:
+            _check_readable(f"metrics_{name}", path)
+    try:
+        context.load_cert_chain(cert, key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"metrics_cert {cert} and metrics_key {key} are not a certificate and its private "
+            f"key, both in PEM form and without a passphrase ({error.reason or error})"
+        ) from error
+    if ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        try:
+            context.load_verify_locations(ca)
+        except ssl.SSLError as error:
+            raise ConfigError(f"metrics_client_ca {ca} holds no certificate in PEM form") from error
+    return context
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes a TCP address; connections are refused until it is served.
 
     Raises:
         ConfigError: The address can't be had.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        taken = error.errno == errno.EADDRINUSE
+        why = "is taken by another program" if taken else f"can't be used: {error.strerror}"
+        raise ConfigError(
+            f"metrics address {host}:{port} {why}; choose another with --metrics-address, or "
+            '--metrics-address "" for no metrics'
+        ) from error
+    return bound
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: web.Application, bound: socket.socket, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[None]:
+    """Serves on an address that `bind` took while inside, and closes it."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        try:
-            await web.TCPSite(runner, host, port).start()
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            why = "is taken by another program" if taken else f"can't be used: {error.strerror}"
-            raise ConfigError(
-                f"metrics address {host}:{port} {why}; choose another with --metrics-address, or "
-                '--metrics-address "" for no metrics'
-            ) from error
+        await web.SockSite(runner, bound, ssl_context=tls).start()
         yield
     finally:
         await runner.cleanup()
+        bound.close()
 
 
-def _state_metrics(reading: Reading) -> Iterator[Metric]:
-    yield _gauge("uptime_seconds", "Time since the daemon started.", reading.uptime_s)
-    yield _gauge("forwarder_up", "1 while the forwarder answers.", bool(reading.forwarder))
-    workers = reading.forwarder.get("workers", 0)
-    yield _gauge("forwarder_workers", "Threads of the forwarder.", workers)
-    yield CounterMetricFamily(
-        "pyvxlan_forwarder_restarts",
+def _check_readable(what: str, path: Path) -> None:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} can't be read: {error.strerror}") from error
+
+
+def _host_families(reading: Reading) -> Iterator[Family]:
+    yield gauge("uptime_seconds", "Time since the daemon started.", reading.uptime_s)
+    forwarder = reading.forwarder
+    yield gauge("forwarder_up", "1 while the forwarder answers.", int(bool(forwarder)))
+    yield gauge("forwarder_workers", "Threads of the forwarder.", forwarder.get("workers", 0))
+    yield counter(
+        "forwarder_restarts",
         "How often the daemon had to replace the forwarder since it started.",
-        value=reading.forwarder.get("restarts", 0),
+        forwarder.get("restarts", 0),
     )
-    synced = reading.store_state == "synced"
-    yield _gauge("store_synced", "1 while this host is in step with the store.", synced)
-    states = GaugeMetricFamily(
-        "pyvxlan_store_state", "1 for the state of this host's view.", labels=["state"]
+    cpu = Family("counter", "forwarder_cpu_seconds", "CPU time of a thread.", "worker")
+    queued = Family(
+        "gauge", "forwarder_queue_bytes", "What waits to be received, in kernel memory.", "worker"
     )
-    for state in STORE_STATES:
-        states.add_metric([state], state == reading.store_state)
-    yield states
-    yield _gauge(
-        "store_stale_seconds", "How long the store has not answered.", reading.stale_s or 0.0
-    )
-    resyncs = CounterMetricFamily(
-        "pyvxlan_store_resyncs", "Times that a watched prefix was taken up.", labels=["reason"]
-    )
-    for reason, count in sorted(reading.resyncs.items()):
-        resyncs.add_metric([reason], count)
-    yield resyncs
-    yield _gauge(
-        "store_held_records",
-        "Records that the store lacks and that are kept until that is sure.",
-        reading.held,
-    )
-    yield _gauge(
-        "store_session_valid_seconds",
-        "How long this host's session surely lives without another keepalive.",
-        reading.session_valid_s,
-    )
-    yield _gauge(
-        "store_invalid_records", "Records in the store that are left out.", len(reading.invalid)
-    )
-    yield _gauge("networks", "Networks of the cluster.", reading.cluster_networks)
-    hosts = GaugeMetricFamily("pyvxlan_hosts", "Hosts of the cluster.", labels=["state"])
-    hosts.add_metric(["alive"], reading.hosts_alive)
-    hosts.add_metric(["down"], reading.hosts_down)
+    room = Family("gauge", "forwarder_queue_limit_bytes", "At most as much can wait.", "worker")
+    for worker in reading.workers:
+        name = str(worker.number)
+        cpu.add(worker.cpu_s, name)
+        queued.add(worker.queue_bytes, name)
+        room.add(worker.queue_limit_bytes, name)
+    yield from (cpu, queued, room)
+    yield gauge("networks", "Networks of the cluster.", reading.cluster_networks)
+    hosts = Family("gauge", "hosts", "Hosts of the cluster.", "state")
+    hosts.add(reading.hosts_alive, "alive")
+    hosts.add(reading.hosts_down, "down")
     yield hosts
-    endpoints = GaugeMetricFamily(
-        "pyvxlan_endpoints", "Endpoints of networks on this host.", labels=["network", "place"]
-    )
-    for network in reading.networks:
-        endpoints.add_metric([network.name, "local"], network.local)
-        endpoints.add_metric([network.name, "remote"], network.remote)
-    yield endpoints
-    yield CounterMetricFamily(
-        "pyvxlan_reconcile_repairs",
+    yield counter(
+        "reconcile_repairs",
         "Things that somebody else changed on this host and that were put right.",
-        value=reading.repairs,
+        reading.repairs,
     )
-    yield _gauge(
+    yield gauge(
         "reconcile_problems",
         "Things that could not be done yet and are tried again.",
         len(reading.problems),
     )
-    yield _gauge("dns_sandboxes", "Sandboxes whose names are served.", reading.names_served)
-    queries = CounterMetricFamily(
-        "pyvxlan_dns_queries", "Queries of sandboxes, by what became of them.", labels=["outcome"]
+    used = Family("gauge", "ipam_pool_used_subnets", "Blocks in use, of a pool.", "pool")
+    size = Family("gauge", "ipam_pool_subnets", "Blocks of a pool.", "pool")
+    for pool in reading.pools:
+        used.add(pool.used, pool.name)
+        size.add(pool.size, pool.name)
+    yield from (used, size)
+    yield gauge("dns_sandboxes", "Sandboxes whose names are served.", reading.names_served)
+    queries = Family(
+        "counter", "dns_queries", "Queries of sandboxes, by what became of them.", "outcome"
     )
     for outcome, count in sorted(reading.name_outcomes.items()):
-        queries.add_metric([outcome], count)
+        queries.add(count, outcome)
     yield queries
 
 
-def _traffic_metrics(networks: tuple[NetworkReading, ...]) -> Iterator[Metric]:
-    directed = ["network", "direction"]
-    frames = CounterMetricFamily(
-        "pyvxlan_frames", "Frames carried, as they are on the wire.", labels=directed
+def _store_families(reading: Reading) -> Iterator[Family]:
+    synced = reading.store_state == "synced"
+    yield gauge("store_synced", "1 while this host is in step with the store.", int(synced))
+    states = Family("gauge", "store_state", "1 for the state of this host's view.", "state")
+    for state in STORE_STATES:
+        states.add(int(state == reading.store_state), state)
+    yield states
+    yield gauge("store_stale_seconds", "How long the store has not answered.", reading.stale_s or 0)
+    resyncs = Family("counter", "store_resyncs", "Watched prefixes taken up.", "reason")
+    for reason, count in sorted(reading.resyncs.items()):
+        resyncs.add(count, reason)
+    yield resyncs
+    yield gauge(
+        "store_held_records",
+        "Records that the store lacks and that are kept until that is sure.",
+        reading.held,
     )
-    octets = CounterMetricFamily(
-        "pyvxlan_bytes", "Bytes of inner frames carried, without VXLAN.", labels=directed
+    yield gauge(
+        "store_session_valid_seconds",
+        "How long this host's session surely lives without another keepalive.",
+        reading.session_valid_s,
     )
-    drops = CounterMetricFamily(
-        "pyvxlan_drops", "Frames dropped, by reason.", labels=[*directed, "reason"]
+    yield gauge(
+        "store_invalid_records", "Records in the store that are left out.", len(reading.invalid)
     )
-    floods = CounterMetricFamily(
-        "pyvxlan_flood_frames", "Copies sent to the VTEPs of flood lists.", labels=["network"]
+
+
+def _network_families(networks: tuple[NetworkReading, ...]) -> Iterator[Family]:
+    directed = ("network", "direction")
+    frames = Family("counter", "frames", "Frames carried, as they are on the wire.", *directed)
+    octets = Family("counter", "bytes", "Bytes of inner frames carried, without VXLAN.", *directed)
+    drops = Family("counter", "drops", "Frames dropped.", *directed, "reason")
+    floods = Family(
+        "counter", "flood_frames", "Copies sent to the VTEPs of flood lists.", "network"
     )
-    replies = CounterMetricFamily(
-        "pyvxlan_local_replies",
+    replies = Family(
+        "counter",
+        "local_replies",
         "ARP requests and neighbour solicitations answered on this host.",
-        labels=["network"],
+        "network",
     )
+    endpoints = Family(
+        "gauge", "endpoints", "Endpoints of networks on this host.", "network", "place"
+    )
+    used = Family("gauge", "ipam_used_addresses", "Addresses of endpoints.", "network", "family")
+    free = Family(
+        "gauge", "ipam_addresses", "Addresses that endpoints can have.", "network", "family"
+    )
+    names = Counter(network.name for network in networks)
     for network in networks:
-        traffic = network.traffic
-        floods.add_metric([network.name], traffic.counters["flood_frames"])
-        replies.add_metric([network.name], traffic.counters["replies"])
-        for direction in DIRECTIONS:
-            labels = [network.name, direction]
-            frames.add_metric(labels, traffic.counters[f"{direction}_frames"])
-            octets.add_metric(labels, traffic.counters[f"{direction}_bytes"])
-            counted = traffic.egress_drops if direction == "egress" else traffic.ingress_drops
+        # Two of one name, as can be while the store is away, must not make one series.
+        shown = network.name if names[network.name] == 1 else f"{network.name} {network.id[:12]}"
+        name, traffic = label(shown), network.traffic
+        counters = traffic.counters
+        frames.add(counters["egress_frames"], name, "egress")
+        frames.add(counters["ingress_frames"], name, "ingress")
+        octets.add(counters["egress_bytes"], name, "egress")
+        octets.add(counters["ingress_bytes"], name, "ingress")
+        for direction, counted in zip(
+            DIRECTIONS, (traffic.egress_drops, traffic.ingress_drops), strict=True
+        ):
             for reason in DROP_REASONS:
-                drops.add_metric([*labels, reason], counted.get(reason, 0))
-    yield from (frames, octets, drops, floods, replies)
+                drops.add(counted.get(reason, 0), name, direction, reason)
+        floods.add(counters["flood_frames"], name)
+        replies.add(counters["replies"], name)
+        endpoints.add(network.local, name, "local")
+        endpoints.add(network.remote, name, "remote")
+        for use in network.addresses:
+            used.add(use.used, name, use.name)
+            free.add(use.size, name, use.name)
+    yield from (frames, octets, drops, floods, replies, endpoints, used, free)
 
 
-def _underlay_metrics(reading: Reading) -> Iterator[Metric]:
+def _underlay_families(reading: Reading) -> Iterator[Family]:
     families = {
         "datagrams": "Datagrams on the underlay.",
         "bytes": "UDP payload on the underlay.",
@@ -201,21 +283,16 @@ def _underlay_metrics(reading: Reading) -> Iterator[Metric]:
         "batches": "System calls that moved at least one datagram.",
     }
     for what, text in families.items():
-        family = CounterMetricFamily(f"pyvxlan_underlay_{what}", text, labels=["direction"])
+        family = Family("counter", f"underlay_{what}", text, "direction")
         for direction in ("sent", "received"):
-            family.add_metric([direction], reading.underlay[f"{direction}_{what}"])
+            family.add(reading.underlay[f"{direction}_{what}"], direction)
         yield family
-    drops = CounterMetricFamily(
-        "pyvxlan_underlay_drops",
-        "Datagrams dropped that belong to no network of this host, by reason.",
-        labels=["reason"],
+    drops = Family(
+        "counter",
+        "underlay_drops",
+        "Datagrams dropped that belong to no network of this host.",
+        "reason",
     )
     for reason in DROP_REASONS:
-        drops.add_metric([reason], reading.underlay_drops.get(reason, 0))
+        drops.add(reading.underlay_drops.get(reason, 0), reason)
     yield drops
-
-
-def _gauge(name: str, text: str, value: float, **labels: str) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"pyvxlan_{name}", text, labels=list(labels))
-    family.add_metric(list(labels.values()), value)
-    return family

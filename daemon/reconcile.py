@@ -37,6 +37,7 @@ from pyvxlan.daemon.operations import (
 from pyvxlan.daemon.plan import plan, scope_of
 from pyvxlan.daemon.sandboxes import Sandboxes
 from pyvxlan.daemon.state import EVERYTHING, State
+from pyvxlan.daemon.timings import Timings
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class Reconciler:
         dataplane: The forwarder; started and stopped by the caller.
         settings: For the interval of full comparisons.
         host: This host.
+        timings: Where durations are noted.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Reconciler:
         dataplane: Dataplane,
         settings: Settings,
         host: Host,
+        timings: Timings | None = None,
     ) -> None:
         self.repairs = 0
         """Operations that put back what somebody else had changed."""
@@ -97,6 +100,9 @@ class Reconciler:
         self._failures: dict[str, Failure] = {}
         self._warned: dict[str, tuple[str, float]] = {}
         self._dirty: set[str] = {EVERYTHING}
+        self._timings = timings or Timings()
+        self._changed_at: float | None = None
+        """When the store told the oldest change that is not in the tables yet."""
         self._unknown = True
         self._next_full = 0.0
         self._wake = asyncio.Event()
@@ -174,7 +180,11 @@ class Reconciler:
     async def _follow_state(self) -> None:
         while True:
             await self._state.dirty.wait()
-            self._dirty |= self._state.take_dirty()
+            since, dirty = self._state.dirty_since, self._state.take_dirty()
+            here = {EVERYTHING, *(one.network_id for one in self._local.endpoints.values())}
+            if self._changed_at is None and dirty & here:
+                self._changed_at = since
+            self._dirty |= dirty
             self._wake.set()
 
     async def _follow_dataplane(self) -> None:
@@ -200,10 +210,11 @@ class Reconciler:
                 self._unknown = True
 
     async def _round(self) -> None:
-        serving = self._requested
+        serving, began = self._requested, time.monotonic()
+        changed_at, self._changed_at = self._changed_at, None
         failures: list[tuple[Op | None, Exception]] = []
+        full = self._unknown or began >= self._next_full
         try:
-            full = self._unknown or time.monotonic() >= self._next_full
             self._sandboxes.check(self._own(), everyone=full)
             desired = await self._derive()
             actual = self._actual if not full else None
@@ -225,6 +236,13 @@ class Reconciler:
             self._dirty.add(EVERYTHING)
             failures.append((None, error))
         self._note(failures)
+        now = time.monotonic()
+        kind = "full" if full else "change"
+        self._timings.round.note(now - began, kind, failed=bool(failures))
+        if changed_at is not None and failures:
+            self._changed_at = changed_at
+        elif changed_at is not None:
+            self._timings.convergence.observe(now - changed_at)
         self._served = serving
         self._pulse.set()
         self._pulse = asyncio.Event()

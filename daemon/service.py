@@ -57,6 +57,7 @@ from pyvxlan.daemon.requests import (
 )
 from pyvxlan.daemon.reservations import Reservations
 from pyvxlan.daemon.state import State
+from pyvxlan.daemon.timings import Timings
 
 __all__ = [
     "AttachSpec",
@@ -130,9 +131,11 @@ class Service:
         net: HostNet,
         settings: Settings,
         host: Host,
+        timings: Timings | None = None,
         rng: Random | None = None,
         fence_s: float = FENCE_S,
     ) -> None:
+        self._timings = timings or Timings()
         rng = rng or Random(secrets.randbits(64))  # noqa: S311 - spreads load, guards nothing
         self._state = state
         self._local = local
@@ -401,19 +404,8 @@ class Service:
 
     async def attach(self, spec: AttachSpec) -> Endpoint:
         """Creates an endpoint and connects a sandbox to it: all of it or nothing."""
-        parse_endpoint_spec(spec.endpoint)
-        sandbox = await self._net.resolve_sandbox(spec.sandbox)
-        network = self._networks.known(spec.network) or await self.find_network(spec.network)
-        joining.check_twice(self._local, network, sandbox)
-        links = await self._net.sandbox_links(sandbox)
-        joining.check_ifname(self._local, sandbox, spec.ifname, links)
-        endpoint = await self.create_endpoint(network.id, spec.endpoint)
-        try:
-            await self.join(endpoint, sandbox, spec.ifname)
-        except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._undo_create(endpoint)))
-            raise
-        return endpoint
+        with self._timings.attach.timed():
+            return await self._attach(spec)
 
     async def detach(self, ref: str, *, force: bool = False) -> Endpoint:
         """Removes an endpoint. One of another host only with `force`, and only if that is down.
@@ -440,6 +432,21 @@ class Service:
             raise ConflictError(
                 f"endpoint {label} runs on host {name}, which is alive: detach it there"
             ) from error
+        return endpoint
+
+    async def _attach(self, spec: AttachSpec) -> Endpoint:
+        parse_endpoint_spec(spec.endpoint)
+        sandbox = await self._net.resolve_sandbox(spec.sandbox)
+        network = self._networks.known(spec.network) or await self.find_network(spec.network)
+        joining.check_twice(self._local, network, sandbox)
+        links = await self._net.sandbox_links(sandbox)
+        joining.check_ifname(self._local, sandbox, spec.ifname, links)
+        endpoint = await self.create_endpoint(network.id, spec.endpoint)
+        try:
+            await self.join(endpoint, sandbox, spec.ifname)
+        except BaseException:
+            await asyncio.shield(asyncio.ensure_future(self._undo_create(endpoint)))
+            raise
         return endpoint
 
     async def _undo_join(self, local: LocalEndpoint) -> None:

@@ -59,6 +59,8 @@ class State:
         self.host = host
         self.dirty = asyncio.Event()
         """Set while `take_dirty` has something to give."""
+        self.dirty_since = float("-inf")
+        """When the oldest of it became dirty, on the monotonic clock."""
         self._mirror = mirror
         self._cluster = mirror.cluster if mirror else ""
         self._dirty: set[str] = set()
@@ -283,6 +285,8 @@ class State:
 
     def mark(self, network_id: str = EVERYTHING) -> None:
         """Marks a network dirty, or all of them."""
+        if not self._dirty:
+            self.dirty_since = time.monotonic()
         self._dirty.add(network_id)
         self.dirty.set()
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pyvxlan.daemon import ipam, records
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import Dataplane
+from pyvxlan.daemon.dataplane.threads import Worker
 from pyvxlan.daemon.documents import Document, host_document
 from pyvxlan.daemon.errors import DataplaneError
 from pyvxlan.daemon.following import REASONS
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
+from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.state import State
 
 COUNTERS = (
@@ -88,6 +91,15 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """How much of something is in use: addresses of `ipv4` or `ipv6`, blocks of a pool."""
+
+    name: str
+    used: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkReading:
     """One network that is on this host. `remote` counts the endpoints of other hosts."""
 
@@ -98,6 +110,7 @@ class NetworkReading:
     local: int
     remote: int
     traffic: Traffic
+    addresses: tuple[Use, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +119,12 @@ class Reading:
 
     networks: tuple[NetworkReading, ...]
     forwarder: Mapping[str, int]
+    workers: tuple[Worker, ...]
     underlay: Mapping[str, int]
     underlay_drops: Mapping[str, int]
     endpoints: int
     cluster_networks: int
+    pools: tuple[Use, ...]
     hosts_alive: int
     hosts_down: int
     repairs: int
@@ -166,10 +181,12 @@ class Status:
         return Reading(
             networks=tuple(self._networks(traffic)),
             forwarder=forwarder,
+            workers=tuple(stats.get("threads", ())),
             underlay={name: int(underlay.get(name, 0)) for name in UNDERLAY_COUNTERS},
             underlay_drops=dict(underlay.get("drops", {})),
             endpoints=len(self._local.endpoints),
             cluster_networks=len(state.networks),
+            pools=tuple(self._pools()),
             hosts_alive=len(state.hosts.keys() & state.alive),
             hosts_down=len(state.hosts.keys() - state.alive),
             repairs=self._progress.repairs,
@@ -190,6 +207,7 @@ class Status:
         reading = await self.reading()
         host = self._state.hosts.get(self._state.host.id, self._state.host)
         metrics = self._settings.metrics_address
+        scheme = "https" if self._settings.metrics_cert else "http"
         return {
             "version": version,
             "pid": os.getpid(),
@@ -223,7 +241,7 @@ class Status:
             "endpoints": reading.endpoints,
             "names": {"sandboxes": reading.names_served, "queries": reading.name_outcomes},
             "reconcile": {"repairs": reading.repairs, "problems": list(reading.problems)},
-            "metrics_url": f"http://{metrics}/metrics" if metrics else None,
+            "metrics_url": f"{scheme}://{metrics}/metrics" if metrics else None,
             "networks": [
                 {
                     "id": network.id,
@@ -268,6 +286,30 @@ class Status:
                     local=count,
                     remote=sum(e.host_id != local.host_id for e in endpoints.values()),
                     traffic=Traffic.of(traffic.get(network.vni, {})),
+                    addresses=tuple(self._addresses(network)),
                 )
             )
         return sorted(found, key=lambda network: network.name)
+
+    def _addresses(self, network: Network) -> Iterator[Use]:
+        taken = self._state.taken(network.id)
+        for version in (4, 6):
+            subnets = [subnet for subnet in network.subnets if subnet.cidr.version == version]
+            if subnets:
+                used = sum(address.version == version for address in taken)
+                yield Use(f"ipv{version}", used, sum(map(ipam.capacity, subnets)))
+
+    def _pools(self) -> Iterator[Use]:
+        """Says of each pool, as users write it, how much of it the cluster's networks take."""
+        pools = self._state.config.pools
+        if pools is None:
+            pools = tuple(records.parse_pool(text) for text in self._settings.pools)
+        subnets = [
+            subnet.cidr for network in self._state.networks.values() for subnet in network.subnets
+        ]
+        for pool in pools:
+            yield Use(
+                f"{pool.base}:{pool.size}",
+                ipam.blocks_used(pool, subnets),
+                1 << (pool.size - pool.base.prefixlen),
+            )

@@ -77,7 +77,7 @@ class Dataplane(Protocol):
         """Changes one network's tables, all or nothing."""
 
     async def stats(self) -> Mapping[str, object]:
-        """Counters, as the forwarder gives them (see docs/dataplane.md)."""
+        """Counters, as the forwarder gives them (docs/dataplane.md), and `threads` of `Worker`."""
 
     async def lost(self) -> None:
         """Returns when a port died or the forwarder was replaced: state must be compared anew."""

@@ -21,6 +21,7 @@ from pyvxlan._dataplane import open_tap, open_underlay
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import process
 from pyvxlan.daemon.dataplane.protocol import NetworkTables, PortConfig, TableUpdate
+from pyvxlan.daemon.dataplane.threads import read_workers
 from pyvxlan.daemon.errors import DataplaneError
 from pyvxlan.daemon.model import Address
 from pyvxlan.errors import ForwarderLostError, ForwarderRefusedError
@@ -159,12 +160,14 @@ class UserspaceDataplane:
         async with self._connected() as client:
             counters = await client.stats()
             hello = self._hello
+            pid = hello.pid if hello else 0
             return {
                 "workers": counters.workers,
+                "threads": read_workers(pid, self._underlay[: counters.workers]),
                 "underlay": counters.underlay,
                 "networks": counters.networks,
                 "restarts": self.restarts,
-                "pid": hello.pid if hello else 0,
+                "pid": pid,
                 "since": hello.since if hello else 0.0,
             }
 

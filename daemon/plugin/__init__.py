@@ -6,6 +6,6 @@ which is which.
 """
 
 from pyvxlan.daemon.plugin.engine import Engine
-from pyvxlan.daemon.plugin.server import Plugin
+from pyvxlan.daemon.plugin.server import TIMED, Plugin
 
-__all__ = ["Engine", "Plugin"]
+__all__ = ["TIMED", "Engine", "Plugin"]

@@ -41,6 +41,7 @@ from pyvxlan.daemon.plugin.network import NetworkDriver
 from pyvxlan.daemon.plugin.pairing import Pairing
 from pyvxlan.daemon.plugin.steward import Steward
 from pyvxlan.daemon.state import State
+from pyvxlan.daemon.timings import Timings
 from pyvxlan.daemon.unixsocket import serving
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,15 @@ METHODS = frozenset(
         "IpamDriver.RequestAddress",
     }
 )
+TIMED = METHODS - CONSTANT.keys()
+"""Those that do something."""
 
 
 class Plugin:
     """Serves Docker; the drivers come when the daemon has started."""
 
-    def __init__(self) -> None:
+    def __init__(self, timings: Timings | None = None) -> None:
+        self._timings = timings or Timings()
         self._network: NetworkDriver | None = None
         self._ipam: IpamDriver | None = None
         self._ready = asyncio.Event()
@@ -163,9 +167,10 @@ class Plugin:
         try:
             asked = parse(method, body)
             assert asked is not None
-            await self._until_ready(method, asked)
-            async with asyncio.timeout(CALL_S):
-                return await self._perform(method, asked)
+            with self._timings.plugin.timed(method):
+                await self._until_ready(method, asked)
+                async with asyncio.timeout(CALL_S):
+                    return await self._perform(method, asked)
         except TimeoutError:
             text = f"not within {CALL_S:g} s: see pyvxlan status on this host, and try again"
         except DaemonError as error:

@@ -140,7 +140,8 @@ def test_description_reads_back_as_the_same_settings(tmp_path: Path) -> None:
     settings, origins = load_with_origins({"advertise": "198.18.0.1"}, {"PYVXLAN_WORKERS": "5"})
     text = describe(settings, origins)
     assert load({}, {}, written(tmp_path, text)) == settings
-    assert set(tomllib.loads(text)) == set(SETTINGS) - {"mtu_bytes", "host_name"}
+    certificates = {"metrics_cert", "metrics_key", "metrics_client_ca"}
+    assert set(tomllib.loads(text)) == set(SETTINGS) - {"mtu_bytes", "host_name"} - certificates
     assert "# flag" in text
     assert "# environment" in text
 

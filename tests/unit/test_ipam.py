@@ -17,9 +17,10 @@ from pyvxlan.daemon.records import parse_pool
 POOLS = (parse_pool("10.0.0.0/8:24"),)
 
 
-def subnet(cidr: str, ip_range: str | None = None) -> Subnet:
+def subnet(cidr: str, ip_range: str | None = None, *aux: str) -> Subnet:
     network = ip_network(cidr)
-    return Subnet(network, network[1], ip_network(ip_range) if ip_range else None)
+    spared = tuple((text, ip_address(text)) for text in aux)
+    return Subnet(network, network[1], ip_network(ip_range) if ip_range else None, spared)
 
 
 def cidrs(*texts: str) -> list[Cidr]:
@@ -217,3 +218,28 @@ def test_overlap_with_a_subnet_in_use_names_both() -> None:
 def test_mac_is_02_42_and_the_address() -> None:
     assert ipam.mac_for(ip_address("10.0.0.2")).hex(":") == "02:42:0a:00:00:02"
     assert ipam.mac_for(ip_address("fd00::1:2")).hex(":") == "02:42:00:01:00:02"
+
+
+@pytest.mark.parametrize(
+    ("one", "size"),
+    [
+        (subnet("10.0.0.0/24"), 253),
+        (subnet("10.0.0.0/24", "10.0.0.128/25"), 127),
+        (subnet("10.0.0.0/30"), 1),
+        (subnet("10.0.0.0/29", None, "10.0.0.3"), 4),
+        (subnet("fd00::/64"), 2**64 - 2),
+    ],
+)
+def test_capacity_is_what_endpoints_can_get(one: Subnet, size: int) -> None:
+    assert ipam.capacity(one) == size
+    if size < 1000:
+        taken: set[Address] = set()
+        while address := ipam.pick_address(one, taken):
+            taken.add(address)
+        assert len(taken) == size
+
+
+def test_blocks_of_a_pool_are_counted_by_what_they_hold() -> None:
+    (pool,) = POOLS
+    used = cidrs("10.0.0.0/24", "10.1.0.0/16", "10.2.0.0/30", "192.168.0.0/24", "fd00::/64")
+    assert ipam.blocks_used(pool, used) == 1 + 256 + 1

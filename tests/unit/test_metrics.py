@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
+import re
+import shutil
 import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +19,19 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyvxlan import DROP_REASONS
-from pyvxlan.daemon.errors import ConfigError, DataplaneError
-from pyvxlan.daemon.metrics import Metrics, serving
+from pyvxlan import DROP_REASONS, Engine, open_underlay
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.dataplane.threads import Worker, read_workers
+from pyvxlan.daemon.errors import ConfigError, DataplaneError, StoreConflictError
+from pyvxlan.daemon.kv import ABSENT, Check, Write
+from pyvxlan.daemon.kv.memory import MemoryStore
+from pyvxlan.daemon.kv.timed import TimedStore
+from pyvxlan.daemon.metrics import Metrics, bind, serving, tls_context
+from pyvxlan.daemon.plugin import TIMED
 from pyvxlan.daemon.requests import AttachSpec, NetworkSpec
-from pyvxlan.daemon.status import NetworkReading, Reading, Traffic
+from pyvxlan.daemon.status import NetworkReading, Reading, Traffic, Use
+from pyvxlan.daemon.timings import Timings
+from tests.servers.pki import Authority
 from tests.unit.doorway import doorway
 
 READING = Reading(
@@ -37,9 +54,11 @@ READING = Reading(
                     "ingress_drops": {"truncated": 7},
                 }
             ),
+            addresses=(Use("ipv4", 5, 253),),
         ),
     ),
     forwarder={"pid": 77, "workers": 2, "restarts": 1},
+    workers=(Worker(0, 1.5, 4096, 8192), Worker(1, 2.5, 0, 8192)),
     underlay=dict.fromkeys(
         [
             f"{direction}_{what}"
@@ -51,6 +70,7 @@ READING = Reading(
     underlay_drops={"vni_unknown": 9},
     endpoints=2,
     cluster_networks=5,
+    pools=(Use("10.0.0.0/8:24", 5, 65536),),
     hosts_alive=3,
     hosts_down=1,
     repairs=11,
@@ -67,16 +87,23 @@ READING = Reading(
 )
 
 
-LABELS = ("version", "network", "place", "direction", "reason", "state", "outcome")
+LABELS = (
+    *("version", "network", "place", "direction", "reason", "state", "outcome", "worker"),
+    *("family", "pool", "kind", "call", "method", "le"),
+)
 
 
-async def samples(reading: Reading) -> dict[str, float]:
-    """All samples by name and label values."""
+async def page(reading: Reading, timings: Timings | None = None) -> str:
+    """What Prometheus gets."""
 
     async def give() -> Reading:
         return reading
 
-    text = (await Metrics(give, "0.1.0").exposition()).decode()
+    return (await Metrics(give, timings or Timings(TIMED), "0.1.0").exposition()).decode()
+
+
+async def samples(reading: Reading, timings: Timings | None = None) -> dict[str, float]:
+    """All samples by name and label values."""
     return {
         "/".join(
             [
@@ -84,7 +111,7 @@ async def samples(reading: Reading) -> dict[str, float]:
                 *(sample.labels[name] for name in LABELS if name in sample.labels),
             ]
         ): sample.value
-        for family in text_string_to_metric_families(text)
+        for family in text_string_to_metric_families(await page(reading, timings))
         for sample in family.samples
     }
 
@@ -128,6 +155,13 @@ async def test_reading_becomes_samples() -> None:
         "dns_queries_total/nxdomain": 0,
         "dns_sandboxes": 2,
         "uptime_seconds": 60,
+        "forwarder_cpu_seconds_total/0": 1.5,
+        "forwarder_queue_bytes/0": 4096,
+        "forwarder_queue_limit_bytes/1": 8192,
+        "ipam_used_addresses/blue/ipv4": 5,
+        "ipam_addresses/blue/ipv4": 253,
+        "ipam_pool_used_subnets/10.0.0.0/8:24": 5,
+        "ipam_pool_subnets/10.0.0.0/8:24": 65536,
     }
     assert {name: found[name] for name in expected} == expected
 
@@ -146,41 +180,124 @@ async def test_forwarder_that_is_gone_is_told() -> None:
     assert found["store_stale_seconds"] == 3
 
 
-async def test_metrics_are_served_as_prometheus_wants_them() -> None:
-    async def give() -> Reading:
-        return READING
+async def test_durations_and_failures_are_there_from_the_start() -> None:
+    found = await samples(READING)
+    assert found["attach_seconds_count"] == 0
+    assert found["attach_failures_total"] == 0
+    assert found["convergence_seconds_count"] == 0
+    for kind in ("full", "change"):
+        assert found[f"reconcile_round_seconds_count/{kind}"] == 0
+    for call in ("get", "list", "txn", "session"):
+        assert found[f"store_call_failures_total/{call}"] == 0
+    assert {f"plugin_call_failures_total/{method}" for method in TIMED} <= set(found)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    app = Metrics(give, "0.1.0").application()
+
+async def test_work_is_timed_and_its_failures_are_counted() -> None:
+    timings = Timings()
+    store = TimedStore(MemoryStore(), timings)
+    await store.txn([Check("a", ABSENT)], [Write("a", b"1")])
+    with pytest.raises(StoreConflictError):
+        await store.txn([Check("a", ABSENT)], [Write("a", b"2")])
+    with pytest.raises(RuntimeError), timings.attach.timed():
+        raise RuntimeError("no")
+    found = await samples(READING, timings)
+    assert found["store_call_seconds_count/txn"] == 2
+    assert found["store_call_failures_total/txn"] == 0
+    assert found["attach_seconds_count"] == 1
+    assert found["attach_failures_total"] == 1
+
+
+async def test_label_is_escaped_and_a_name_is_never_twice() -> None:
+    (network,) = READING.networks
+    twin = replace(network, id="b" * 32)
+    odd = replace(network, id="c" * 32, name='a"b\\c\n')
+    found = await samples(replace(READING, networks=(network, twin, odd)))
+    assert found["endpoints/blue aaaaaaaaaaaa/local"] == 2
+    assert found["endpoints/blue bbbbbbbbbbbb/local"] == 2
+    assert found['endpoints/a"b\\c\n/local'] == 2
+
+
+async def test_promtool_finds_nothing_wrong() -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "install the package prometheus, which brings promtool"
+    checked = await asyncio.to_thread(
+        subprocess.run,
+        [promtool, "check", "metrics"],
+        input=await page(READING),
+        capture_output=True,
+        text=True,
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+async def test_metrics_are_served_as_prometheus_wants_them() -> None:
     async with (
-        serving(app, "127.0.0.1", port),
+        served() as url,
         aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}/metrics") as answer,
+        session.get(url) as answer,
     ):
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/plain; version=")
-        assert "pyvxlan_forwarder_up 1.0" in await answer.text()
+        assert "pyvxlan_forwarder_up 1\n" in await answer.text()
 
 
-async def test_taken_address_is_named_with_the_remedy() -> None:
+@contextlib.asynccontextmanager
+async def served(settings: Settings = Settings()) -> AsyncIterator[str]:  # noqa: B008 - frozen
     async def give() -> Reading:
         return READING
 
+    tls = tls_context(settings)
+    bound = bind("127.0.0.1", 0)
+    port = bound.getsockname()[1]
+    async with serving(Metrics(give, Timings(), "0.1.0").application(), bound, tls):
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/metrics"
+
+
+async def test_tls_asks_for_a_certificate_of_the_authority(tmp_path: Path) -> None:
+    ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    server, client, stranger = ours.issue("server"), ours.issue("client"), theirs.issue("stranger")
+    settings = Settings(metrics_cert=server.cert, metrics_key=server.key, metrics_client_ca=ours.ca)
+    async with served(settings) as url, aiohttp.ClientSession() as session:
+        for certificate, welcome in ((client, True), (stranger, False), (None, False)):
+            context = ssl.create_default_context(cafile=ours.ca)
+            if certificate:
+                context.load_cert_chain(certificate.cert, certificate.key)
+            with contextlib.nullcontext() if welcome else pytest.raises(aiohttp.ClientError):
+                async with session.get(url, ssl=context) as answer:
+                    assert answer.status == 200
+
+
+def test_certificate_that_can_not_be_is_told(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    one, two = authority.issue("one"), authority.issue("two")
+    text = tmp_path / "text"
+    text.write_text("no certificate")
+    whole = Settings(metrics_cert=one.cert, metrics_key=one.key)
+    for settings, told in (
+        (Settings(metrics_cert=one.cert), "belong together"),
+        (Settings(metrics_client_ca=authority.ca), "metrics_client_ca needs both"),
+        (replace(whole, metrics_key=two.key), "are not a certificate and its private key"),
+        (replace(whole, metrics_key=tmp_path / "none"), "metrics_key .*none can't be read"),
+        (replace(whole, metrics_client_ca=text), "text holds no certificate"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            tls_context(settings)
+
+
+def test_taken_address_is_named_with_the_remedy() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} is taken.*--metrics-address"):
-            async with serving(Metrics(give, "0.1.0").application(), "127.0.0.1", port):
-                pass
+            bind("127.0.0.1", port)
 
 
 def test_status_reads_what_the_data_plane_counts() -> None:
     async def stats() -> dict[str, object]:
         return {
             "pid": 5,
+            "threads": (Worker(0, 1.5, 10, 20),),
             "workers": 2,
             "restarts": 0,
             "since": 1.5,
@@ -198,11 +315,14 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         door.dataplane.stats = stats
         reading = door.do(door.status.reading())
         assert reading.forwarder == {"pid": 5, "workers": 2, "restarts": 0}
+        assert reading.workers == (Worker(0, 1.5, 10, 20),)
+        assert reading.pools == (Use("10.0.0.0/8:24", 1, 65536),)
         assert reading.underlay["sent_datagrams"] == 3
         assert reading.underlay_drops == {"truncated": 1}
         (network,) = reading.networks
         assert (network.name, network.local, network.remote) == ("blue", 1, 0)
         assert network.traffic.counters["egress_frames"] == 9
+        assert network.addresses == (Use("ipv4", 1, 253),)
         assert network.traffic.egress_drops == {"flood_rate": 2}
         document = door.do(door.status.document("1"))
         assert document["networks"][0]["counters"]["egress_drops"] == {"flood_rate": 2}
@@ -211,8 +331,40 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         assert door.do(door.status.document("1"))["forwarder"]["up"] is False
 
 
-async def test_page_lists_every_metric() -> None:
-    page = Path(__file__).parents[2].joinpath("docs", "metrics.md").read_text("utf-8")
-    names = {f"pyvxlan_{name.split('/')[0]}" for name in await samples(READING)}
-    alike = {f"pyvxlan_underlay_{what}_total" for what in ("bytes", "syscalls", "batches")}
-    assert [name for name in sorted(names - alike) if f"| `{name}` |" not in page] == []
+async def test_page_lists_every_metric_and_no_other() -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "metrics.md").read_text("utf-8")
+    listed = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    shown = {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in text_string_to_metric_families(await page(READING))
+    }
+    assert listed == {name for name in shown if name.startswith("pyvxlan_")}
+
+
+def test_workers_are_read_from_the_kernel() -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sockets = open_underlay("127.0.0.1", port, workers=2, send_sockets=1)
+    held = [os.dup(descriptor) for descriptor in sockets[:2]]
+    try:
+        with Engine(sockets, workers=2, paused=True):
+            deadline = time.monotonic() + 10
+            # A thread has its name shortly after its start.
+            while len(quiet := read_workers(os.getpid(), held)) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            with socket.socket(type=socket.SOCK_DGRAM) as sender:
+                sender.sendto(bytes(100), ("127.0.0.1", port))
+            waiting = read_workers(os.getpid(), held)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+    assert [worker.number for worker in quiet] == [0, 1]
+    assert [worker.queue_bytes for worker in quiet] == [0, 0]
+    assert sum(worker.queue_bytes >= 100 for worker in waiting) == 1
+    assert all(worker.queue_limit_bytes > 100_000 and worker.cpu_s >= 0 for worker in waiting)
+
+
+def test_workers_of_a_process_that_is_gone_are_none() -> None:
+    assert read_workers(0, ()) == ()

@@ -17,8 +17,9 @@ from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.model import gateway_host_ifname, host_ifname
 from pyvxlan.daemon.operations import EnsureBridge, EnsureVeth, RemoveVeth
-from pyvxlan.daemon.reconcile import Reconciler
+from pyvxlan.daemon.reconcile import RETRY_S, Reconciler
 from pyvxlan.daemon.state import State
+from pyvxlan.daemon.timings import Timings
 from tests.unit.memory_net import MemoryNet, endpoint, host, local, network
 
 WAIT_S = 5
@@ -33,7 +34,9 @@ class Host1:
         self.net = MemoryNet()
         self.dataplane = MemoryDataplane()
         self.state = State(self.store, host(1))
+        self.timings = Timings()
         self.reconciler = Reconciler(
+            timings=self.timings,
             state=self.state,
             local=self.local,
             net=self.net,
@@ -68,6 +71,10 @@ class Host1:
         self.local.remove(one.id)
         await self.drop(one)
         await self.reconciler.settled(one.network_id, WAIT_S)
+
+    def noted(self, name, **labels):
+        """A sample of the timings."""
+        return self.timings.registry.get_sample_value(f"pyvxlan_{name}", labels)
 
     def links(self, netns="1-0000000001"):
         return self.net.actual.net.namespaces[netns]
@@ -361,3 +368,39 @@ async def test_names_are_served_before_settled_returns(tmp_path):
         one.reconciler.after_round = after_round
         await one.join(MINE, NET)
         assert seen[-1] == (local(MINE),)
+
+
+async def joined_and_quiet(one):
+    """Joins, and returns when a round has seen all that came of it."""
+    await one.join(MINE, NET)
+    await eventually(lambda: one.state.recorded(records.endpoint_key(NET.id, MINE.id)))
+    await one.reconciler.settled(NET.id, WAIT_S)
+
+
+async def test_convergence_is_timed_until_the_tables_have_a_change(tmp_path):
+    async with running(tmp_path, interval_s=60) as one:
+        await joined_and_quiet(one)
+        before = one.noted("convergence_seconds_count")
+        refused = []
+
+        def refuse(call, vni):
+            if not refused:
+                refused.append((call, vni))
+                raise DataplaneError("not yet")
+
+        one.dataplane.refuse = refuse
+        await one.put(THEIRS)
+        await eventually(lambda: one.noted("convergence_seconds_count") == before + 1)
+        assert one.dataplane.tables[NET.vni].fdb == {MAC: str(host(2).vtep)}
+        assert one.noted("convergence_seconds_sum") >= RETRY_S
+        assert one.noted("reconcile_round_failures_total", kind="change") == 1
+
+
+async def test_change_of_a_network_that_is_not_here_is_no_convergence(tmp_path):
+    async with running(tmp_path, interval_s=60) as one:
+        await joined_and_quiet(one)
+        before = one.noted("convergence_seconds_count")
+        rounds = one.noted("reconcile_round_seconds_count", kind="change")
+        await one.put(replace(OTHER, mtu_bytes=1400))
+        await eventually(lambda: one.noted("reconcile_round_seconds_count", kind="change") > rounds)
+        assert one.noted("convergence_seconds_count") == before

@@ -1,0 +1,60 @@
+"""What the kernel tells of the forwarder's threads and sockets; costs them nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SO_MEMINFO = 55
+"""asm-generic/socket.h; Linux 4.12 or later. Nine u32, in the order of linux/sock_diag.h."""
+_MEMINFO = struct.Struct("9I")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_THREAD = "vxlan-"
+"""Worker N is the thread `vxlan-N`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One thread of the forwarder: CPU time, and what waits in its receiving socket.
+
+    Bytes are of kernel memory, which is more than what the datagrams hold.
+    """
+
+    number: int
+    cpu_s: float
+    queue_bytes: int
+    queue_limit_bytes: int
+
+
+def read_workers(pid: int, sockets: Sequence[int]) -> tuple[Worker, ...]:
+    """Reads all workers of a forwarder, in order; `sockets` are those that they receive from.
+
+    None of one that is gone.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            name, _, fields = (task / "stat").read_text("utf-8").rpartition(")")
+            number = name.partition(f"({_THREAD}")[2]
+            if not number.isdecimal() or int(number) >= len(sockets):
+                continue
+            # proc_pid_stat(5): fields 14 and 15 are utime and stime; `fields` begin with the third.
+            ticks = sum(map(int, fields.split()[11:13]))
+            queued, limit = _memory(sockets[int(number)])
+            found.append(Worker(int(number), ticks / _TICKS_PER_S, queued, limit))
+    return tuple(sorted(found, key=lambda worker: worker.number))
+
+
+def _memory(descriptor: int) -> tuple[int, int]:
+    """Bytes in a socket's receive queue, and how many there can be."""
+    sock = socket.socket(fileno=os.dup(descriptor))
+    with sock:
+        queued, limit, *_ = _MEMINFO.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
+        )
+    return queued, limit
