@@ -1,7 +1,7 @@
-"""Hosts with a Docker Engine: each has a network namespace, mounts and a `/run` of its own.
+"""Hosts with a Docker Engine: each has a network namespace, mounts, a `/run` and a name of its own.
 
 A `DockerHost` is a `Host` of `tests.netns.world` that also runs containerd and dockerd. Both, the
-pyvxlan daemon and every command run in the same two namespaces, so that sockets below `/run` are
+pyvxlan daemon and every command run in the same namespaces, so that sockets below `/run` are
 found as on a machine of its own. Everything is ended by process id: what runs in the host's mount
 namespace or in its cgroup was started here and nowhere else.
 """
@@ -48,13 +48,13 @@ class DockerHost(Host):
     # Where things run
 
     def hold(self) -> None:
-        """Makes the mount namespace; a process keeps it."""
+        """Makes the namespaces for mounts and for the host's name; a process keeps them."""
         script = (
-            "mount -t tmpfs -o mode=755 dk /run && mkdir -p /run/docker/plugins /run/pyvxlan"
-            " && touch /run/held && exec sleep infinity"
+            f"hostname h{self.number} && mount -t tmpfs -o mode=755 dk /run"
+            " && mkdir -p /run/docker/plugins /run/pyvxlan && touch /run/held && exec sleep infinity"
         )
         self.holder = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m", "sh", "-c", script],
+            ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-mu", "sh", "-c", script],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
@@ -72,6 +72,7 @@ class DockerHost(Host):
             "nsenter",
             f"--net=/run/netns/{self.netns}",
             f"--mount=/proc/{self.holder.pid}/ns/mnt",
+            f"--uts=/proc/{self.holder.pid}/ns/uts",
             "--",
         ]
 
