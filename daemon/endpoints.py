@@ -238,7 +238,7 @@ class Endpoints:
             records.address_key(endpoint.network_id, address.ip) for address in endpoint.addresses
         ]
         for _ in range(ATTEMPTS):
-            found = await self._networks.find(endpoint.network_id)
+            found = await self._networks.read(endpoint.network_id)
             network = found.network
             if network.state != "up":
                 raise ConflictError(f"network {network.name} is being removed")

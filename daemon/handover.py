@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 SETTLE_S = 5.0
 GOODBYE_S = 2.0
-"""How long a removal waits for kernel or store before it leaves the rest to the background."""
+"""How long a removal waits for the store before it leaves the rest to the background."""
 PATIENCE_S = 10.0
 """How long Docker may take between the end of an endpoint and that of its addresses."""
 
@@ -280,13 +280,11 @@ class Handover:
             log.warning("endpoint withdrawn later endpoint=%s cause=%s", local.id, error)
 
     async def _remove(self, local: LocalEndpoint) -> None:
+        """Takes an endpoint off this host; the kernel needs some 20 ms for it, and nobody waits."""
         self._local.remove(local.id)
         if local.names_route:
             await self._hand_on_names(local)
-        try:
-            await self._reconciler.settled(local.network_id, GOODBYE_S)
-        except DaemonError as error:
-            log.warning("interface removed later endpoint=%s cause=%s", local.id, error)
+        self._reconciler.poke(local.network_id)
         self.service.upkeep.leave_network(local.network_id)
 
     async def _hand_on_names(self, leaving: LocalEndpoint) -> None:

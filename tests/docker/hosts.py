@@ -50,8 +50,8 @@ class DockerHost(Host):
     def hold(self) -> None:
         """Makes the namespaces for mounts and for the host's name; a process keeps them."""
         script = (
-            f"hostname h{self.number} && mount -t tmpfs -o mode=755 dk /run"
-            " && mkdir -p /run/docker/plugins /run/pyvxlan && touch /run/held && exec sleep infinity"
+            f"hostname h{self.number} && mount -t tmpfs -o mode=755 dk /run &&"
+            " mkdir -p /run/docker/plugins /run/pyvxlan && touch /run/held && exec sleep infinity"
         )
         self.holder = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-mu", "sh", "-c", script],
