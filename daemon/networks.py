@@ -28,6 +28,7 @@ from pyvxlan.daemon.errors import (
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Store, Write
+from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import Cidr, Endpoint, Host, Network, Subnet
 from pyvxlan.daemon.requests import NetworkWish
 from pyvxlan.daemon.state import State
@@ -109,6 +110,28 @@ class Networks:
         if item is None:
             raise NotFoundError(f"no network {network_id!r}: see pyvxlan network ls")
         return found(item)
+
+    async def open(self, network_id: str, *, fresh: bool) -> tuple[Network, Revision]:
+        """Gives a network that takes endpoints, and the revision at which it does.
+
+        Without `fresh`, what the watch told last is enough, since whoever checks the revision
+        finds out whether that is still so.
+
+        Raises:
+            NotFoundError: There is none.
+            ConflictError: It is being removed.
+            InvalidError: Its record is not valid.
+        """
+        if not fresh and (at_hand := self._state.network_at(network_id)):
+            network, revision = at_hand
+            if network.state == "up":
+                return network, revision
+        found = await self.read(network_id)
+        if found.network.state != "up":
+            raise ConflictError(
+                f"network {found.network.name} is being removed: run network rm again to finish"
+            )
+        return found.network, found.item.revision
 
     async def find(self, ref: str) -> Found:
         """Finds a network in the store by name, id, or a prefix of the id that fits only one.

@@ -144,15 +144,12 @@ class Reservations:
             ExhaustedError: The subnet has no free one.
         """
         for attempt in range(ATTEMPTS):
-            found = await self._networks.read(network_id)
-            network = found.network
-            if network.state != "up":
-                raise ConflictError(f"network {network.name} is being removed")
+            network, revision = await self._networks.open(network_id, fresh=attempt > 0)
             chosen = await self._choose(network, cidr, address, fresh=attempt > 0)
             held = self._trying.setdefault(network_id, set())
             held.add(chosen.ip)
             try:
-                await self._claim(network, chosen.ip, found.item.revision)
+                await self._claim(network, chosen.ip, revision)
             except StoreConflictError:
                 held.discard(chosen.ip)
                 if address is not None:

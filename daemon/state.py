@@ -26,8 +26,9 @@ from pyvxlan.daemon.errors import (
 from pyvxlan.daemon.following import HOLD_S, SETTLE_S, Follower
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.mirror import Mirror
+from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import Address, Endpoint, Host, Network
-from pyvxlan.daemon.tables import Table, Watched
+from pyvxlan.daemon.tables import Dated, Table, Watched
 
 T = TypeVar("T")
 EVERYTHING = "*"
@@ -64,7 +65,7 @@ class State:
         self._mirror = mirror
         self._cluster = mirror.cluster if mirror else ""
         self._dirty: set[str] = set()
-        self._networks = Table(records.NETWORKS, records.parse_network)
+        self._networks = Dated(records.NETWORKS, records.parse_network)
         self._hosts = Table(records.HOSTS, records.parse_host)
         self._alive = Table(records.ALIVE, _parse_alive, guarded=False)
         self._config = Table(records.CFG, lambda _, value: (records.parse_config(value), value))
@@ -122,6 +123,14 @@ class State:
     def networks(self) -> Mapping[str, Network]:
         """All networks of the cluster, by id."""
         return MappingProxyType(self._networks.values)
+
+    def network_at(self, network_id: str) -> tuple[Network, Revision] | None:
+        """A network and its revision as the watch told them last; None while it is not in step."""
+        network = self._networks.values.get(network_id)
+        revision = self._networks.revisions.get(network_id)
+        if network is None or revision is None or not self._networks.fresh:
+            return None
+        return network, revision
 
     @property
     def networks_version(self) -> int:

@@ -148,3 +148,26 @@ class Table(Watched, Generic[T]):
             return None
         self.invalid.pop(key, None)
         return parsed
+
+
+class Dated(Table[T]):
+    """A table that also knows at which revision each record is, as far as the watch has told."""
+
+    def __init__(
+        self, prefix: str, parse: Callable[[str, bytes], T], *, guarded: bool = True
+    ) -> None:
+        super().__init__(prefix, parse, guarded=guarded)
+        self.revisions: dict[str, Revision] = {}
+
+    def apply(self, event: Event) -> Changes[T]:
+        """Takes in an event; tells what changed."""
+        match event:
+            case Snapshot(items):
+                self.revisions = {self._id(key): item.revision for key, item in items.items()}
+            case Put(item):
+                self.revisions[self._id(item.key)] = item.revision
+            case Removal(key):
+                self.revisions.pop(self._id(key), None)
+            case Stale() | Live():
+                pass
+        return super().apply(event)

@@ -172,6 +172,18 @@ async def test_watch_tells_a_change_after_the_snapshot(store: Store) -> None:
     await mirror.stop()
 
 
+async def test_watch_tells_records_as_a_read_does(store: Store) -> None:
+    await put(store, "a/1")
+    watch = store.watch("a/")
+    snapshot = await anext(watch)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.items["a/1"] == await store.get("a/1")
+    await put(store, "a/1", b"2")
+    event = await anext(watch)
+    assert isinstance(event, Put)
+    assert event.item == await store.get("a/1")
+
+
 async def test_slow_watcher_gets_the_newest_value_only(store: Store) -> None:
     watch = store.watch("a/")
     assert isinstance(await anext(watch), Snapshot)

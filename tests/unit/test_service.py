@@ -171,6 +171,37 @@ async def test_removal_that_broke_off_is_finished_by_the_next(cluster: Cluster, 
     assert await keys(cluster) == set()
 
 
+async def test_endpoint_in_a_joined_network_takes_one_transaction_and_no_read(
+    one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await network(one)
+    one.state.join(made.id)
+    await one.until(lambda: one.state.joined(made.id))
+    await one.until(lambda: made.id in one.state.networks)
+
+    async def read(*_: object) -> None:
+        raise AssertionError("read from the store")
+
+    for name in ("get", "list"):
+        monkeypatch.setattr(one.store, name, read)
+    assert await one.service.create_endpoint("n1", EndpointSpec())
+
+
+async def test_endpoint_is_made_though_the_watch_told_an_older_network(
+    cluster: Cluster, one: Node
+) -> None:
+    made = await network(one)
+    await one.until(lambda: made.id in one.state.networks)
+    one.state._networks.revisions[made.id] -= 1
+    assert await one.service.create_endpoint("n1", EndpointSpec())
+    await one.state.close()
+    item = await cluster.store.get(records.network_key(made.id))
+    assert item is not None
+    await cluster.store.txn([], [Write(item.key, records.with_state(item.value, "down"))])
+    with pytest.raises(ConflictError, match="is being removed"):
+        await one.service.create_endpoint("n1", EndpointSpec())
+
+
 async def test_dual_stack_network_gets_a_unique_local_subnet(one: Node) -> None:
     first, second = await network(one, ipv6=True), await network(one, "n2", ipv6=True)
     assert [subnet.cidr.version for subnet in first.subnets] == [4, 6]
