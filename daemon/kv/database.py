@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import secrets
 import sqlite3
 import time
@@ -42,6 +43,8 @@ T = TypeVar("T")
 FORMAT = 1
 """`user_version` of the file; a higher one was written by a newer program."""
 BUSY_S = 5.0
+PAUSE_S = (0.0005, 0.003)
+"""Between two looks whether another writer is done; a transaction takes less than a millisecond."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (
     id TEXT NOT NULL, revision INTEGER NOT NULL, floor INTEGER NOT NULL);
@@ -219,9 +222,14 @@ class Database:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Gives the connection inside a transaction that is committed at the end."""
+        """Gives the connection inside a transaction that is committed, and on disk, at the end.
+
+        What is written is made durable after the commit, when the file is not locked any more: the
+        next writer need not wait for that, and the disk takes what several have written at once.
+        """
         with self._opened() as db:
-            db.execute("BEGIN IMMEDIATE")
+            _begin(db)
+            before = db.total_changes
             try:
                 yield db
                 try:
@@ -238,6 +246,22 @@ class Database:
                 raise StoreUncertainError(
                     f"store {self.path} was deleted or replaced meanwhile: read, then try again"
                 )
+            if db.total_changes != before:
+                self._sync()
+
+    def _sync(self) -> None:
+        """Waits until all that was committed so far is on disk."""
+        try:
+            log = os.open(f"{self.path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fdatasync(log)
+            finally:
+                os.close(log)
+        except OSError as error:
+            raise StoreUncertainError(
+                f"store {self.path}: what was written may not be on disk "
+                f"({error.strerror or error}): check the file system, then read and try again"
+            ) from error
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -263,7 +287,7 @@ class Database:
                 f"store {self.path} has format {version}, this program knows {FORMAT}: upgrade it"
             )
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA synchronous = NORMAL")
         if version == FORMAT:
             return
         db.executescript(SCHEMA)
@@ -351,6 +375,27 @@ def boot_now() -> Now:
     """Reads the clock that also counts while the machine sleeps, and the boot's id."""
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return Now(time.clock_gettime(time.CLOCK_BOOTTIME), boot_id)
+
+
+def _begin(db: sqlite3.Connection) -> None:
+    """Begins a transaction that writes, when the others let it.
+
+    SQLite would look again after ever longer pauses, so that whoever waits longest looks least
+    often: with many writers one waits for seconds while others go in and out.
+    """
+    give_up_s = time.monotonic() + BUSY_S
+    db.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > give_up_s:
+                    raise
+            time.sleep(random.uniform(*PAUSE_S))  # noqa: S311 - spreads writers, guards nothing
+    finally:
+        db.execute(f"PRAGMA busy_timeout = {BUSY_S * 1000:.0f}")
 
 
 @contextlib.contextmanager

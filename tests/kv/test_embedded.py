@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 import stat
@@ -12,8 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from pyvxlan.daemon.errors import StoreError, StoreUnavailableError
-from pyvxlan.daemon.kv import ABSENT, Check, Delete, Live, Put, Snapshot, Stale, Write
+from pyvxlan.daemon.errors import (
+    StoreConflictError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
+from pyvxlan.daemon.kv import ABSENT, PRESENT, Check, Delete, Live, Put, Snapshot, Stale, Write
 from pyvxlan.daemon.kv.embedded import EmbeddedStore
 from pyvxlan.daemon.kv.open import open_store
 from tests.kv.conftest import eventually
@@ -219,6 +225,38 @@ async def test_full_disk_is_reported_and_survived(sqlite_lab: SqliteLab) -> None
     await store.txn([], [Write("big", bytes(60_000))])
     await mirror.until(lambda: "big" in mirror.values)
     await mirror.stop()
+
+
+async def test_change_that_may_not_be_on_disk_is_uncertain(
+    sqlite_lab: SqliteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await sqlite_lab.open()
+
+    def fails(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with pytest.raises(
+        StoreUncertainError, match=r"store\.db: what was .* not be on disk"
+    ):
+        await store.txn([], [Write("a", b"1")])
+    monkeypatch.undo()
+    await store.txn([Check("a", PRESENT)], [Write("a", b"2")])
+
+
+async def test_only_what_was_written_waits_for_the_disk(
+    sqlite_lab: SqliteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await sqlite_lab.open()
+    log = sqlite_lab.path.with_name(f"{sqlite_lab.path.name}-wal")
+    synced = []
+    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    await store.txn([Check("a", ABSENT)], [Write("a", b"1")])
+    assert synced == [log.stat().st_ino]
+    with pytest.raises(StoreConflictError):
+        await store.txn([Check("a", ABSENT)], [Write("a", b"1")])
+    await store.get("a")
+    assert len(synced) == 1
 
 
 async def test_damaged_file_is_reported_by_path_and_remedy(tmp_path: Path) -> None:
