@@ -236,9 +236,7 @@ async def test_change_that_may_not_be_on_disk_is_uncertain(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fdatasync", fails)
-    with pytest.raises(
-        StoreUncertainError, match=r"store\.db: what was .* not be on disk"
-    ):
+    with pytest.raises(StoreUncertainError, match=r"store\.db: what was .* not be on disk"):
         await store.txn([], [Write("a", b"1")])
     monkeypatch.undo()
     await store.txn([Check("a", PRESENT)], [Write("a", b"2")])
