@@ -415,12 +415,50 @@ fn frame_from_its_vtep_reaches_the_container() {
     );
 }
 
+/// Datagrams of one flow and one size, each with another content.
+fn run_of_datagrams() -> Vec<Vec<u8>> {
+    (0..5).map(|n: u8| turned(udp(1000, &[n; 30]))).collect()
+}
+
 #[test]
-fn run_of_datagrams_becomes_frames_in_their_order() {
+fn run_of_datagrams_becomes_one_super_frame() {
     let mut bench = bench();
-    let frames: Vec<_> = (0..5).map(|n: u8| turned(udp(1000, &[n; 30]))).collect();
+    let got = bench.ingress(vtep(2), &run_of_datagrams());
+    let payload: Vec<u8> = (0..5).flat_map(|n| [n; 30]).collect();
+    let (header, frame) = Packet {
+        source_port: 1000,
+        ..Packet::udp(false, &payload)
+    }
+    .super_frame(30);
+    assert_eq!(got, [[&header.emit(), &*turned(frame)].concat()]);
+    assert_eq!(bench.network.stats().ingress_frames, 5);
+}
+
+#[test]
+fn port_that_refuses_super_frames_of_udp_gets_datagrams_in_their_order() {
+    let mut bench = bench();
+    bench.port.refuse_datagrams();
+    let frames = run_of_datagrams();
+    let bytes: usize = frames.iter().map(Vec::len).sum();
     let expected: Vec<_> = frames.iter().map(|frame| plain(frame)).collect();
-    assert_eq!(bench.ingress(vtep(2), &frames), expected);
+    for round in 1..3 {
+        assert_eq!(bench.ingress(vtep(2), &frames), expected);
+        let stats = bench.network.stats();
+        let counted = (stats.ingress_frames, stats.ingress_bytes);
+        assert_eq!(counted, (5 * round, bytes as u64 * round));
+        assert_eq!(stats.ingress_drops.total(), 0);
+    }
+    assert_eq!(bench.port.refusals(), 1, "it is asked once");
+}
+
+#[test]
+fn port_that_refuses_everything_is_not_taken_for_one_without_super_frames_of_udp() {
+    let mut bench = bench();
+    bench.port.fail_writes(Some(libc::EINVAL));
+    assert!(bench.ingress(vtep(2), &run_of_datagrams()).is_empty());
+    assert_eq!(bench.ingress_drops(DropReason::FrameMalformed), 5);
+    bench.port.fail_writes(None);
+    assert_eq!(bench.ingress(vtep(2), &run_of_datagrams()).len(), 1);
 }
 
 #[test]
@@ -572,7 +610,7 @@ fn refusals_of_the_port_are_counted_by_reason() {
     bench.port.fail_writes(Some(libc::EAGAIN));
     bench.ingress(vtep(2), &[&frame]);
     bench.port.fail_writes(Some(libc::EIO));
-    bench.ingress(vtep(2), &[&frame, &frame]);
+    bench.ingress(vtep(2), &[&frame, &turned(udp(1001, b"hello"))]);
     bench.port.fail_writes(Some(libc::EINVAL));
     bench.ingress(vtep(2), &[&frame]);
     bench.port.fail_writes(None);

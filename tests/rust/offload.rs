@@ -377,6 +377,85 @@ fn without_df_identifications_must_count_up() {
     assert_eq!(groups(&frames_of(&packets)), [vec![0, 1], vec![2]]);
 }
 
+/// Datagrams of `size` bytes each, but the last of `last`.
+fn datagrams(ipv6: bool, count: usize, size: usize, last: usize) -> Vec<Packet> {
+    Packet::udp(ipv6, &pattern((count - 1) * size + last)).segments(size)
+}
+
+#[test]
+fn datagrams_of_one_flow_become_the_super_frame_they_came_from() {
+    for ipv6 in [false, true] {
+        let packet = Packet::udp(ipv6, &pattern(20_000));
+        let (vnet, frame) = packet.super_frame(1398);
+        let written = coalesced(&frames_of(&packet.segments(1398)));
+        let handles = (0..15).collect();
+        assert_eq!(
+            written,
+            [Written {
+                handles,
+                vnet,
+                frame
+            }]
+        );
+    }
+}
+
+#[test]
+fn datagrams_with_other_headers_are_not_joined() {
+    let base = datagrams(false, 2, 100, 100);
+    let joined = |change: &dyn Fn(&mut Packet)| {
+        let mut packets = base.clone();
+        change(&mut packets[1]);
+        groups(&frames_of(&packets)).len() == 1
+    };
+    assert!(joined(&|_| {}));
+    assert!(joined(&|packet| packet.payload.truncate(99)));
+    assert!(!joined(&|packet| packet.payload.push(1)));
+    assert!(!joined(&|packet| packet.payload.clear()));
+    assert!(!joined(&|packet| packet.ttl = 63));
+    assert!(!joined(&|packet| packet.traffic_class = 3));
+    assert!(!joined(&|packet| packet.dont_fragment = false));
+    assert!(!joined(&|packet| packet.extra = vec![1; 4]));
+    assert!(!joined(&|packet| packet.source_port += 1));
+    assert!(
+        !joined(&|packet| packet.transport = Transport::Udp { checksum: false }),
+        "a missing checksum would be made up"
+    );
+    assert!(!joined(
+        &|packet| packet.transport = Packet::tcp(false, 0, b"").transport
+    ));
+}
+
+#[test]
+fn datagrams_that_differ_in_length_keep_their_order_and_their_ends() {
+    let lens = [100, 100, 40, 40, 100, 0, 100, 100];
+    let frames: Vec<_> = lens
+        .iter()
+        .map(|&len| Packet::udp(true, &pattern(len)).frame())
+        .collect();
+    assert_eq!(
+        groups(&frames),
+        [vec![0, 1, 2], vec![3], vec![4], vec![5], vec![6, 7]]
+    );
+}
+
+#[test]
+fn datagrams_are_left_alone_where_the_kernel_takes_no_super_frames_of_them() {
+    let frames = frames_of(&[datagrams(false, 2, 9, 9), stream(false, 2, 9, 9)].concat());
+    let mut coalescer = Coalescer::new();
+    coalescer.leave_datagrams();
+    let mut seen = vec![];
+    let mut emit = |output: Output<'_, usize>| match output {
+        Output::Single(handle) => seen.push(vec![handle]),
+        Output::Joined(joined) => seen.push(joined.pieces.iter().map(|p| p.handle).collect()),
+    };
+    for (handle, frame) in frames.iter().enumerate() {
+        coalescer.push(frame, handle, &mut emit);
+    }
+    coalescer.flush(&mut emit);
+    assert_eq!(seen, [vec![0], vec![1], vec![2, 3]]);
+}
+
 #[test]
 fn push_ends_a_super_frame() {
     let mut packets = stream(false, 4, 100, 100);
@@ -386,9 +465,13 @@ fn push_ends_a_super_frame() {
 
 #[test]
 fn segment_with_a_wrong_checksum_is_never_joined() {
-    for at in [24, 50, 60, 100] {
+    let kinds = [stream(false, 3, 100, 100), datagrams(false, 3, 100, 100)];
+    for (at, packets) in [24, 40, 60, 100]
+        .iter()
+        .flat_map(|at| kinds.iter().map(move |k| (*at, k)))
+    {
         for victim in 0..3 {
-            let mut frames = frames_of(&stream(false, 3, 100, 100));
+            let mut frames = frames_of(packets);
             frames[victim][at] ^= 1;
             let written = coalesced(&frames);
             let alone = written.iter().find(|written| written.handles == [victim]);
@@ -539,20 +622,24 @@ proptest! {
     /// was joined is segmented into exactly the frames that went in.
     #[test]
     fn coalescing_loses_changes_and_reorders_nothing(
-        packets in vec((any::<bool>(), 0..3u16, 0..6u8, 0..8u8), 0..40),
+        packets in vec((any::<bool>(), 0..3u16, 0..6u8, 0..8u8, any::<bool>()), 0..40),
         size in 1..200usize,
     ) {
-        let mut next = [[(1u32, 1u16); 3]; 2];
+        let mut next = [[[(1u32, 1u16); 3]; 2]; 2];
         let frames: Vec<Vec<u8>> = packets
             .iter()
-            .map(|&(ipv6, flow, kind, flags)| {
-                let (sequence, id) = &mut next[usize::from(ipv6)][usize::from(flow)];
+            .map(|&(ipv6, flow, kind, flags, udp)| {
+                let (sequence, id) = &mut next[usize::from(udp)][usize::from(ipv6)][usize::from(flow)];
                 let len = match kind {
                     0 => 0,
                     1 => size / 2,
                     _ => size,
                 };
-                let mut packet = Packet::tcp(ipv6, *sequence, &pattern(len));
+                let mut packet = if udp {
+                    Packet::udp(ipv6, &pattern(len))
+                } else {
+                    Packet::tcp(ipv6, *sequence, &pattern(len))
+                };
                 packet.source_port += flow;
                 packet.id = *id;
                 packet = match flags {
@@ -570,10 +657,10 @@ proptest! {
             .collect();
         let written = coalesced(&frames);
         let mut left: Vec<usize> = written.iter().flat_map(|written| written.handles.clone()).collect();
-        for flow in 0..6 {
+        for flow in 0..12 {
             let of_flow = |handle: &&usize| {
-                let (ipv6, port, ..) = packets[**handle];
-                usize::from(port) + 3 * usize::from(ipv6) == flow
+                let (ipv6, port, .., udp) = packets[**handle];
+                usize::from(port) + 3 * usize::from(ipv6) + 6 * usize::from(udp) == flow
             };
             let order: Vec<_> = left.iter().filter(of_flow).collect();
             prop_assert!(order.is_sorted());

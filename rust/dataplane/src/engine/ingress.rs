@@ -1,5 +1,6 @@
 //! Wire to container: one batch of datagrams becomes writes to the ports.
 
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,9 +14,9 @@ use super::Network;
 use crate::ingress::{decide, Ingress};
 use crate::io::{Port, Underlay};
 use crate::offload::{datagram_super_frame, unfinished};
-use crate::offload::{Coalescer, Output, Segments, MAX_HEADER_LEN, MAX_PIECES};
+use crate::offload::{Coalescer, Joined, Output, Segments, MAX_HEADER_LEN, MAX_PIECES};
 use crate::table::Tables;
-use crate::wire::virtio::VnetHdr;
+use crate::wire::virtio::{self, VnetHdr};
 use crate::wire::{vxlan, Vni};
 use crate::DropReason;
 
@@ -30,10 +31,25 @@ struct Place {
     len: u32,
 }
 
+impl Place {
+    /// The bytes of the frame in `range`.
+    fn bytes<U: Underlay>(self, underlay: &U, range: Range<u32>) -> &[u8] {
+        let payload = underlay
+            .received(self.message as usize)
+            .map_or(&[][..], |received| received.payload);
+        let start = self.offset as usize;
+        payload
+            .get(start + range.start as usize..start + range.end as usize)
+            .unwrap_or_default()
+    }
+}
+
 /// Memory for frames on their way in. Allocated once.
 #[derive(Debug)]
 pub(super) struct IngressPath {
     coalescer: Coalescer<Place>,
+    /// Whether the ports' kernel takes super-frames of UDP, as far as we know (Linux 6.2).
+    datagrams: Cell<bool>,
     /// Headers of one segment of a super-frame that is cut here.
     header: [u8; MAX_HEADER_LEN],
 }
@@ -50,6 +66,7 @@ impl IngressPath {
     pub fn new() -> Self {
         Self {
             coalescer: Coalescer::new(),
+            datagrams: Cell::new(true),
             header: [0; MAX_HEADER_LEN],
         }
     }
@@ -128,12 +145,15 @@ impl IngressPath {
                     len: frame.len() as u32,
                 };
                 self.coalescer.push(frame, place, |output| {
-                    current.write(&output, underlay, &mut lost);
+                    current.write(&output, underlay, &self.datagrams, &mut lost);
                 });
             }
         }
         if let Some(last) = current {
             self.flush(&last, underlay, &mut lost);
+        }
+        if !self.datagrams.get() {
+            self.coalescer.leave_datagrams();
         }
     }
 
@@ -144,7 +164,7 @@ impl IngressPath {
         lost: &mut impl FnMut(&Arc<Network>),
     ) {
         self.coalescer
-            .flush(|output| current.write(&output, underlay, lost));
+            .flush(|output| current.write(&output, underlay, &self.datagrams, lost));
     }
 }
 
@@ -192,51 +212,63 @@ impl<P: Port> Current<'_, P> {
     }
 
     /// Gives the port one frame, joined or as it came.
+    ///
+    /// A super-frame of UDP that the port refuses goes as the datagrams that it was joined from; if
+    /// that goes well, it was the joining, and `datagrams` says so from then on.
     fn write<U: Underlay>(
         &self,
         output: &Output<'_, Place>,
         underlay: &U,
+        datagrams: &Cell<bool>,
         lost: &mut impl FnMut(&Arc<Network>),
     ) {
-        let bytes_at = |place: Place, range: Range<usize>| {
-            let payload = underlay
-                .received(place.message as usize)
-                .map_or(&[][..], |received| received.payload);
-            let start = place.offset as usize;
-            payload
-                .get(start + range.start..start + range.end)
-                .unwrap_or_default()
-        };
-        let (result, frames, bytes) = match output {
+        let joined = match output {
             Output::Single(place) => {
-                let frame = bytes_at(*place, 0..place.len as usize);
-                let header = unfinished(frame, self.mtu_bytes()).unwrap_or(VnetHdr::NONE);
-                let header = header.emit();
-                let slices = [IoSlice::new(&header), IoSlice::new(frame)];
-                let result = self.writer.port.write_frame(&slices);
-                (result, 1, u64::from(place.len))
+                let result = self.write_single(*place, underlay);
+                return self.count(result, 1, u64::from(place.len), lost);
             }
-            Output::Joined(joined) => {
-                let vnet = joined.vnet.emit();
-                let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-                slices[0] = IoSlice::new(&vnet);
-                slices[1] = IoSlice::new(joined.header);
-                let mut bytes = 0;
-                for (slice, piece) in slices[2..].iter_mut().zip(joined.pieces) {
-                    let range = piece.payload.start as usize..piece.payload.end as usize;
-                    *slice = IoSlice::new(bytes_at(piece.handle, range));
-                    bytes += u64::from(piece.handle.len);
-                }
-                let used = joined.pieces.len() + 2;
-                debug_assert!(used <= MAX_SLICES, "the coalescer keeps to its limit");
-                let result = self
-                    .writer
-                    .port
-                    .write_frame(&slices[..used.min(MAX_SLICES)]);
-                (result, joined.pieces.len() as u64, bytes)
-            }
+            Output::Joined(joined) => joined,
         };
-        self.count(result, frames, bytes, lost);
+        let result = self.write_joined(joined, underlay);
+        let refused = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EINVAL));
+        if refused && joined.vnet.gso_type == virtio::GSO_UDP_L4 {
+            let mut whole = true;
+            for piece in joined.pieces {
+                let result = self.write_single(piece.handle, underlay);
+                whole &= result.is_ok();
+                self.count(result, 1, u64::from(piece.handle.len), lost);
+            }
+            datagrams.set(datagrams.get() && !whole);
+            return;
+        }
+        let bytes = joined.pieces.iter().map(|p| u64::from(p.handle.len)).sum();
+        self.count(result, joined.pieces.len() as u64, bytes, lost);
+    }
+
+    fn write_single<U: Underlay>(&self, place: Place, underlay: &U) -> io::Result<()> {
+        let frame = place.bytes(underlay, 0..place.len);
+        let header = unfinished(frame, self.mtu_bytes()).unwrap_or(VnetHdr::NONE);
+        let header = header.emit();
+        let slices = [IoSlice::new(&header), IoSlice::new(frame)];
+        self.writer.port.write_frame(&slices)
+    }
+
+    fn write_joined<U: Underlay>(
+        &self,
+        joined: &Joined<'_, Place>,
+        underlay: &U,
+    ) -> io::Result<()> {
+        let vnet = joined.vnet.emit();
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        slices[0] = IoSlice::new(&vnet);
+        slices[1] = IoSlice::new(joined.header);
+        for (slice, piece) in slices[2..].iter_mut().zip(joined.pieces) {
+            *slice = IoSlice::new(piece.handle.bytes(underlay, piece.payload.clone()));
+        }
+        let used = joined.pieces.len() + 2;
+        debug_assert!(used <= MAX_SLICES, "the coalescer keeps to its limit");
+        let used = &slices[..used.min(MAX_SLICES)];
+        self.writer.port.write_frame(used)
     }
 
     fn count(

@@ -6,6 +6,8 @@ use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use crate::wire::virtio::{self, VnetHdr};
+
 use super::{FrameBatch, Memory, Message, Piece, Port, Received, Underlay};
 
 /// A port in memory; clones share it.
@@ -18,6 +20,8 @@ struct PortState {
     to_container: Vec<Vec<u8>>,
     read_error: Option<i32>,
     write_error: Option<i32>,
+    refuses_datagrams: bool,
+    refusals: usize,
 }
 
 impl MemPort {
@@ -41,6 +45,17 @@ impl MemPort {
     /// Lets every later write fail with this `errno`, or no more.
     pub fn fail_writes(&self, errno: Option<i32>) {
         self.0.borrow_mut().write_error = errno;
+    }
+
+    /// Refuses super-frames of UDP with EINVAL, as a TAP before Linux 6.2 does.
+    pub fn refuse_datagrams(&self) {
+        self.0.borrow_mut().refuses_datagrams = true;
+    }
+
+    /// How many super-frames of UDP were refused.
+    #[must_use]
+    pub fn refusals(&self) -> usize {
+        self.0.borrow().refusals
     }
 }
 
@@ -67,8 +82,16 @@ impl Port for MemPort {
         if let Some(errno) = state.write_error {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        let frame = pieces.iter().flat_map(|piece| piece.iter());
-        state.to_container.push(frame.copied().collect());
+        let frame: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| piece.iter().copied())
+            .collect();
+        let datagrams = VnetHdr::parse(&frame).is_ok_and(|h| h.gso_type == virtio::GSO_UDP_L4);
+        if state.refuses_datagrams && datagrams {
+            state.refusals += 1;
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        state.to_container.push(frame);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Joining in-sequence TCP segments of one flow to super-frames (receive offload).
+//! Joining TCP segments and UDP datagrams of one flow to super-frames (receive offload).
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use super::group::{Append, Group};
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, ethertype};
 use crate::wire::virtio::VnetHdr;
-use crate::wire::{ipv4, ipv6, protocol, tcp};
+use crate::wire::{be16, ipv4, ipv6, protocol, tcp, udp};
 
 /// Flows that are held back at the same time.
 const GROUPS: usize = 8;
@@ -25,7 +25,7 @@ pub struct Piece<H> {
 pub struct Joined<'c, H> {
     /// The virtio-net header to write in front.
     pub vnet: VnetHdr,
-    /// Ethernet to TCP, patched.
+    /// Ethernet to TCP or UDP, patched.
     pub header: &'c [u8],
     /// At least two payloads, at most [`super::MAX_PIECES`].
     pub pieces: &'c [Piece<H>],
@@ -40,14 +40,16 @@ pub enum Output<'c, H> {
     Joined(Joined<'c, H>),
 }
 
-/// Joins segments by the rules of Linux's GRO (`net/ipv4/tcp_offload.c`).
+/// Joins segments by the rules of Linux's GRO (`net/ipv4/tcp_offload.c`, `udp_offload.c`).
 ///
-/// Segments are joined if nothing but sequence number, IPv4 identification, checksum, PSH and FIN
-/// differs between them, they follow each other without a gap, all but the last have one size, and
-/// every checksum is right; a TAP's kernel takes the whole as verified. Identifications must count
-/// up unless DF is set, for then they mean nothing (RFC 6864). What cannot be joined passes as it
-/// is. Frames of one flow leave in the order in which they came; frames of different flows may
-/// overtake each other. Holds neither frames nor references to them, only the caller's handles.
+/// TCP segments are joined if nothing but sequence number, IPv4 identification, checksum, PSH and
+/// FIN differs between them, they follow each other without a gap, all but the last have one size,
+/// and every checksum is right; a TAP's kernel takes the whole as verified. Identifications must
+/// count up unless DF is set, for then they mean nothing (RFC 6864). UDP datagrams are joined by the
+/// same rules as far as they have such fields, if they have a checksum; a socket still receives
+/// every one by itself. What cannot be joined passes as it is. Frames of one flow leave in the
+/// order in which they came; frames of different flows may overtake each other. Holds neither
+/// frames nor references to them, only the caller's handles.
 ///
 /// One per port and worker; allocates nothing after [`Coalescer::new`].
 #[derive(Debug)]
@@ -56,6 +58,7 @@ pub struct Coalescer<H> {
     /// Indices of `groups`: the first `open` are in use, oldest first.
     order: [usize; GROUPS],
     open: usize,
+    datagrams: bool,
 }
 
 impl<H: Copy> Coalescer<H> {
@@ -66,7 +69,13 @@ impl<H: Copy> Coalescer<H> {
             groups: (0..GROUPS).map(|_| Group::new()).collect(),
             order: std::array::from_fn(|index| index),
             open: 0,
+            datagrams: true,
         }
+    }
+
+    /// Leaves datagrams alone from now on; for kernels that take no super-frames of UDP.
+    pub fn leave_datagrams(&mut self) {
+        self.datagrams = false;
     }
 
     /// Takes a frame that the caller knows by `handle`; `emit` gets what must be written now, in
@@ -79,7 +88,10 @@ impl<H: Copy> Coalescer<H> {
                 self.close_where(|group| group.addresses() == addresses, &mut emit);
                 emit(Output::Single(handle));
             }
-            Class::Tcp(segment) => self.push_segment(&segment, handle, &mut emit),
+            Class::Joinable(segment) if segment.udp && !self.datagrams => {
+                emit(Output::Single(handle));
+            }
+            Class::Joinable(segment) => self.push_segment(&segment, handle, &mut emit),
         }
     }
 
@@ -144,7 +156,8 @@ impl<H: Copy> Default for Coalescer<H> {
     }
 }
 
-/// A TCP segment that may be joined: IP without options or extension headers, and without padding.
+/// A TCP segment or UDP datagram that may be joined: IP without options or extension headers, and
+/// without padding.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Segment<'f> {
     pub(super) frame: &'f [u8],
@@ -152,14 +165,15 @@ pub(super) struct Segment<'f> {
     pub(super) l4: usize,
     pub(super) payload: usize,
     pub(super) ipv6: bool,
+    pub(super) udp: bool,
 }
 
 enum Class<'f> {
-    /// No TCP; belongs to no flow that is held back.
+    /// Neither TCP nor UDP; belongs to no flow that is held back.
     Other,
-    /// TCP, or perhaps TCP, between these addresses.
+    /// TCP or UDP, or perhaps one of them, between these addresses.
     Unjoinable(&'f [u8]),
-    Tcp(Segment<'f>),
+    Joinable(Segment<'f>),
 }
 
 #[inline]
@@ -168,58 +182,60 @@ fn classify(frame: &[u8]) -> Class<'_> {
         return Class::Other;
     };
     let packet = &frame[l3..];
-    let (l4, len, simple, addresses) = match (kind, packet) {
+    let (next, l4, len, simple, addresses) = match (kind, packet) {
         (
             ethertype::IPV4,
-            [0x40..=0x4f, _, len_a, len_b, _, _, fragment_a, fragment_b, _, next, ..],
-        ) if packet.len() >= ipv4::HEADER_LEN => {
-            if *next != protocol::TCP {
-                return Class::Other;
-            }
+            [version, _, len_a, len_b, _, _, fragment_a, fragment_b, _, next, ..],
+        ) if packet.len() >= ipv4::HEADER_LEN && version >> 4 == 4 => {
             let len = usize::from(u16::from_be_bytes([*len_a, *len_b]));
             // Bits of the fragment field but DF.
             let whole = fragment_a & 0xbf == 0 && *fragment_b == 0;
             (
+                *next,
                 ipv4::HEADER_LEN,
                 len,
                 packet[0] == 0x45 && whole,
                 &packet[12..20],
             )
         }
-        (ethertype::IPV6, [0x60..=0x6f, _, _, _, len_a, len_b, next, ..])
-            if packet.len() >= ipv6::HEADER_LEN =>
+        (ethertype::IPV6, [version, _, _, _, len_a, len_b, next, ..])
+            if packet.len() >= ipv6::HEADER_LEN && version >> 4 == 6 =>
         {
-            if matches!(*next, protocol::UDP | protocol::ICMPV6) {
-                return Class::Other;
-            }
             let len = usize::from(u16::from_be_bytes([*len_a, *len_b]));
-            let len = ipv6::HEADER_LEN + len;
             (
+                *next,
                 ipv6::HEADER_LEN,
-                len,
-                *next == protocol::TCP,
+                ipv6::HEADER_LEN + len,
+                true,
                 &packet[8..40],
             )
         }
         _ => return Class::Other,
     };
-    let header_len = packet
-        .get(l4 + 12)
-        .map_or(0, |byte| usize::from(byte >> 4) * 4);
-    if !simple
-        || len != packet.len()
-        || header_len < tcp::HEADER_LEN
-        || l4 + header_len > packet.len()
-    {
-        return Class::Unjoinable(addresses);
+    let header_len = match next {
+        protocol::TCP => packet
+            .get(l4 + 12)
+            .map(|byte| usize::from(byte >> 4) * 4)
+            .filter(|len| *len >= tcp::HEADER_LEN),
+        protocol::UDP => be16(packet, l4 + 4)
+            .filter(|udp_len| l4 + usize::from(*udp_len) == len)
+            .map(|_| udp::HEADER_LEN),
+        // Behind an extension header may be anything.
+        _ if kind == ethertype::IPV6 && next != protocol::ICMPV6 => None,
+        _ => return Class::Other,
+    };
+    let whole = simple && len == packet.len();
+    match header_len.filter(|header_len| whole && l4 + header_len <= len) {
+        None => Class::Unjoinable(addresses),
+        Some(header_len) => Class::Joinable(Segment {
+            frame,
+            l3,
+            l4: l3 + l4,
+            payload: l3 + l4 + header_len,
+            ipv6: kind == ethertype::IPV6,
+            udp: next == protocol::UDP,
+        }),
     }
-    Class::Tcp(Segment {
-        frame,
-        l3,
-        l4: l3 + l4,
-        payload: l3 + l4 + header_len,
-        ipv6: kind == ethertype::IPV6,
-    })
 }
 
 impl<'f> Segment<'f> {
@@ -236,12 +252,30 @@ impl<'f> Segment<'f> {
     }
 
     #[inline]
-    pub(super) fn flags(&self) -> u8 {
-        self.frame[self.l4 + super::field::TCP_FLAGS]
+    pub(super) fn protocol(&self) -> u8 {
+        if self.udp {
+            protocol::UDP
+        } else {
+            protocol::TCP
+        }
     }
 
+    /// TCP's flags; UDP has none.
+    #[inline]
+    pub(super) fn flags(&self) -> u8 {
+        if self.udp {
+            0
+        } else {
+            self.frame[self.l4 + super::field::TCP_FLAGS]
+        }
+    }
+
+    /// TCP's sequence number; UDP has none.
     #[inline]
     pub(super) fn sequence(&self) -> u32 {
+        if self.udp {
+            return 0;
+        }
         let at = self.l4 + super::field::TCP_SEQUENCE;
         self.frame[at..]
             .first_chunk()
@@ -255,15 +289,18 @@ impl<'f> Segment<'f> {
             && self.checksums_are_right()
     }
 
-    /// Whether the IPv4 header's and the segment's checksum are right.
+    /// Whether the IPv4 header's and the segment's checksum are there and right.
     #[inline]
     pub(super) fn checksums_are_right(&self) -> bool {
+        if self.udp && be16(self.frame, self.l4 + super::field::UDP_CHECKSUM) == Some(0) {
+            return false;
+        }
         if !self.ipv6 && Sum::new().bytes(&self.frame[self.l3..self.l4]).finish() != 0 {
             return false;
         }
         Sum::new()
             .bytes(self.addresses())
-            .word(u16::from(protocol::TCP))
+            .word(u16::from(self.protocol()))
             .word((self.frame.len() - self.l4) as u16)
             .bytes(&self.frame[self.l4..])
             .finish()

@@ -29,16 +29,18 @@ pub(super) enum Append {
 
 #[derive(Debug)]
 pub(super) struct Group<H> {
-    /// Headers of the first segment, with PSH and FIN of the last.
+    /// Headers of the first segment, for TCP with PSH and FIN of the last.
     header: [u8; HEADER_ROOM],
     l3: usize,
     l4: usize,
     header_len: usize,
     ipv6: bool,
+    udp: bool,
     pieces: Vec<Piece<H>>,
     payload_len: usize,
     /// Payload of every segment but the last.
     size: usize,
+    /// For TCP.
     next_sequence: u32,
     /// What the next identification must be; none if it does not matter.
     next_id: Option<u16>,
@@ -52,6 +54,7 @@ impl<H: Copy> Group<H> {
             l4: 0,
             header_len: 0,
             ipv6: false,
+            udp: false,
             pieces: Vec::with_capacity(MAX_PIECES),
             payload_len: 0,
             size: 0,
@@ -69,6 +72,7 @@ impl<H: Copy> Group<H> {
             l4,
             payload,
             ipv6,
+            udp,
         } = *segment;
         // Fits: tags, IP and TCP headers are bounded by what `classify` lets pass.
         self.header[..payload].copy_from_slice(&frame[..payload]);
@@ -76,6 +80,7 @@ impl<H: Copy> Group<H> {
         self.l4 = l4;
         self.header_len = payload;
         self.ipv6 = ipv6;
+        self.udp = udp;
         self.size = segment.payload_len();
         self.payload_len = 0;
         self.next_sequence = segment.sequence();
@@ -92,10 +97,11 @@ impl<H: Copy> Group<H> {
         &self.header[at..self.l4]
     }
 
-    /// Whether addresses and ports are those of `segment`.
+    /// Whether protocol, addresses and ports are those of `segment`.
     #[inline]
     pub(super) fn is_flow_of(&self, segment: &Segment<'_>) -> bool {
-        self.header[self.l4..self.l4 + 4] == segment.frame[segment.l4..segment.l4 + 4]
+        self.udp == segment.udp
+            && self.header[self.l4..self.l4 + 4] == segment.frame[segment.l4..segment.l4 + 4]
             && self.addresses() == segment.addresses()
     }
 
@@ -105,14 +111,16 @@ impl<H: Copy> Group<H> {
         let len = segment.payload_len();
         let joinable = (1..=self.size).contains(&len)
             && self.header_len - self.l3 + self.payload_len + len <= MAX_PACKET_LEN
-            && segment.sequence() == self.next_sequence
+            && (self.udp || segment.sequence() == self.next_sequence)
             && self.has_headers_of(segment)
             && segment.checksums_are_right();
         if !joinable {
             return Append::Refused;
         }
         let flags = segment.flags();
-        self.header[self.l4 + field::TCP_FLAGS] |= flags & flag::FIN_PSH;
+        if !self.udp {
+            self.header[self.l4 + field::TCP_FLAGS] |= flags & flag::FIN_PSH;
+        }
         self.add(segment, handle);
         if len < self.size || flags & flag::LONE != 0 || self.pieces.len() == MAX_PIECES {
             Append::Complete
@@ -137,26 +145,33 @@ impl<H: Copy> Group<H> {
             let sum = checksum(&self.header[l3..l4]);
             put16(&mut self.header, l3 + field::IPV4_CHECKSUM, sum);
         }
+        let segment_len = (self.header_len - l4 + self.payload_len) as u16;
+        let (protocol, checksum_at, gso_type) = if self.udp {
+            put16(&mut self.header, l4 + field::UDP_LEN, segment_len);
+            (protocol::UDP, field::UDP_CHECKSUM, virtio::GSO_UDP_L4)
+        } else {
+            let cwr = self.header[l4 + field::TCP_FLAGS] & flag::CWR != 0;
+            let ecn = if cwr { virtio::GSO_ECN } else { 0 };
+            let kind = match self.ipv6 {
+                true => virtio::GSO_TCPV6,
+                false => virtio::GSO_TCPV4,
+            };
+            (protocol::TCP, field::TCP_CHECKSUM, kind | ecn)
+        };
         let sum = Sum::new()
             .bytes(self.addresses())
-            .word(u16::from(protocol::TCP))
-            .word((self.header_len - l4 + self.payload_len) as u16)
+            .word(u16::from(protocol))
+            .word(segment_len)
             .folded();
-        put16(&mut self.header, l4 + field::TCP_CHECKSUM, sum);
-        let cwr = self.header[l4 + field::TCP_FLAGS] & flag::CWR != 0;
-        let kind = if self.ipv6 {
-            virtio::GSO_TCPV6
-        } else {
-            virtio::GSO_TCPV4
-        };
+        put16(&mut self.header, l4 + checksum_at, sum);
         Output::Joined(Joined {
             vnet: VnetHdr {
                 flags: virtio::FLAG_NEEDS_CSUM,
-                gso_type: kind | if cwr { virtio::GSO_ECN } else { 0 },
+                gso_type,
                 hdr_len: self.header_len as u16,
                 gso_size: self.size as u16,
                 csum_start: l4 as u16,
-                csum_offset: field::TCP_CHECKSUM as u16,
+                csum_offset: checksum_at as u16,
             },
             header: &self.header[..self.header_len],
             pieces: &self.pieces,
@@ -195,6 +210,9 @@ impl<H: Copy> Group<H> {
                 && same(l3 + 6, l3 + 10)
                 && self.next_id.is_none_or(|id| id == self.id_of(frame))
         };
+        if self.udp {
+            return network;
+        }
         // Acknowledgement; data offset, flags, window; urgent pointer and options.
         network
             && same(l4 + 8, l4 + 12)
