@@ -117,7 +117,8 @@ pyvxlan network create --internal --opt multicast=off ov_quiet
 @click.option("--vni", type=int, metavar="N", help="Number on the wire, else a free one.")
 @click.option("--internal", is_flag=True, help="No way out: no gateway bridge, no default route.")
 @click.option("-o", "--opt", "options", multiple=True, metavar="K=V", callback=pairs,
-              help="multicast=on|off, flood-rate=FRAMES/S, vni=N, mtu=BYTES.")  # fmt: skip
+              help="multicast=on|off, flood-rate=FRAMES/S, datapath=kernel, vni=N, "
+                   "mtu=BYTES.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="K=V", callback=pairs,
               help="Anything to remember with it.")  # fmt: skip
 @format_option("id", "json")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.model import DEFAULT_UDP_PORT, MTU_MIN_BYTES
+from pyvxlan.daemon.model import DEFAULT_UDP_PORT, KERNEL_UDP_PORT, MTU_MIN_BYTES
 
 DEFAULT_PATH = Path("/etc/pyvxlan/config.toml")
 ENVIRONMENT_PREFIX = "PYVXLAN_"
@@ -46,6 +46,7 @@ class Settings:
     host_name: str | None = None
     advertise: str | None = None
     port: int = DEFAULT_UDP_PORT
+    kernel_port: int = KERNEL_UDP_PORT
     workers: int = default_workers()
     metrics_address: str = "127.0.0.1:9472"
     metrics_cert: Path | None = None
@@ -88,6 +89,7 @@ SETTINGS: Mapping[str, str] = {
     "host_name": "name of this host among the others; the machine's own if left out",
     "advertise": "underlay address, or the interface that holds it; found by itself if left out",
     "port": "UDP port of the underlay, the same on all hosts",
+    "kernel_port": "UDP port of networks with datapath=kernel, the same on all hosts",
     "workers": "threads of the forwarder",
     "metrics_address": 'where Prometheus reads, "host:port"; "" turns it off',
     "metrics_cert": "certificate of the metrics in PEM form: Prometheus reads by https",
@@ -110,6 +112,7 @@ SETTINGS: Mapping[str, str] = {
 
 KINDS: Mapping[str, str] = {
     "port": "integer",
+    "kernel_port": "integer",
     "workers": "integer",
     "mtu_bytes": "integer",
     "pools": "list of strings",
@@ -156,7 +159,13 @@ def load_with_origins(
             )
             values[name] = _checked(name, value, where)
             origins[name] = origin
-    return Settings(**values), origins  # type: ignore[arg-type]
+    settings = Settings(**values)  # type: ignore[arg-type]
+    if settings.kernel_port == settings.port:
+        raise ConfigError(
+            f"kernel_port = {settings.kernel_port}: must differ from port, since the kernel and "
+            "the forwarder can't both listen there; choose another, the same on all hosts"
+        )
+    return settings, origins
 
 
 def run_dir(given: Path | None, environ: Mapping[str, str]) -> Path:
@@ -440,6 +449,7 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "host_name": _host_name,
     "advertise": _advertise,
     "port": _between(1, 65535),
+    "kernel_port": _between(1, 65535),
     "workers": _between(1, 64),
     "metrics_address": _metrics_address,
     "metrics_cert": _path,

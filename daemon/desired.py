@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
-from pyvxlan.daemon.dataplane import PortConfig
+from pyvxlan.daemon.dataplane import DATAPATHS, FORWARDER, KERNEL, PortConfig
 from pyvxlan.daemon.ipam import mac_for, with_prefix
 from pyvxlan.daemon.model import (
     Address,
@@ -31,6 +31,7 @@ from pyvxlan.daemon.net import (
 )
 
 FLOOD_RATE_OPTION = "flood-rate"
+DATAPATH_OPTION = "datapath"
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 _FLOOD_RATE = PortConfig(vni=1, mtu_bytes=1450).flood_rate
 
@@ -111,11 +112,18 @@ def wanted_network(
         endpoints: All endpoints in it, on all hosts, or None if the store has not told.
         hosts: All hosts, by id.
     """
+    bridge, datapath = _bridge(site, network), datapath_of(network.options)
+    # The kernel keeps IPv6 neighbours only for links that have IPv6.
+    ipv6 = bridge.ipv6 and datapath == KERNEL
     return WantedNetwork(
         id=network.id,
-        overlay=Overlay(netns, _bridge(site, network), Link(b"", network.mtu_bytes, master=BRIDGE)),
+        overlay=Overlay(netns, bridge, Link(b"", network.mtu_bytes, master=BRIDGE, ipv6=ipv6)),
         port=PortConfig(
-            network.vni, network.mtu_bytes, network.multicast, _flood_rate(network.options)
+            network.vni,
+            network.mtu_bytes,
+            network.multicast,
+            _flood_rate(network.options),
+            datapath,
         ),
         tables=None if endpoints is None else wanted_tables(site.host, endpoints, hosts),
         attachments=tuple(
@@ -123,6 +131,12 @@ def wanted_network(
             for here, endpoint in sorted(local, key=lambda pair: pair[0].id)
         ),
     )
+
+
+def datapath_of(options: Mapping[str, str]) -> str:
+    """Says what carries a network's frames; one of `DATAPATHS`."""
+    named = options.get(DATAPATH_OPTION, FORWARDER)
+    return named if named in DATAPATHS else FORWARDER
 
 
 def wanted_tables(

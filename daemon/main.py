@@ -35,6 +35,8 @@ from pyvxlan.daemon.config import (
     flag,
     load_with_origins,
 )
+from pyvxlan.daemon.dataplane import Dataplane
+from pyvxlan.daemon.dataplane.kernel import KernelDataplane
 from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
 from pyvxlan.daemon.dns import NameServers
 from pyvxlan.daemon.dockernames import DockerNames
@@ -247,7 +249,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
     if not await state.start(joined):
         _say_unread(state, store.url)
-    dataplane = UserspaceDataplane(settings, host.vtep)
+    forwarder = UserspaceDataplane(settings, host.vtep)
+    dataplane = KernelDataplane(forwarder, net, settings, host.vtep)
     stack.push_async_exit(_Stop(dataplane, local))
     await dataplane.start()
     membership = Membership(store, state, host)
@@ -375,12 +378,12 @@ def _say_unread(state: State, url: str) -> None:
 class _Stop:
     """Lets go of the forwarder, and ends it if the daemon failed with nothing attached."""
 
-    def __init__(self, dataplane: UserspaceDataplane, local: LocalRecords) -> None:
+    def __init__(self, dataplane: Dataplane, local: LocalRecords) -> None:
         self._dataplane = dataplane
         self._local = local
 
     async def __aenter__(self) -> None:
-        """Nothing to do: `UserspaceDataplane.start` may fail half-way."""
+        """Nothing to do: `Dataplane.start` may fail half-way."""
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         failed = kind is not None and issubclass(kind, Exception)

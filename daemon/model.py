@@ -28,6 +28,8 @@ OVERHEAD_BYTES = {4: 50, 6: 70}
 """Outer IP + UDP + VXLAN + inner Ethernet, by IP version of the underlay (RFC 7348, section 5)."""
 MTU_MIN_BYTES = 576
 DEFAULT_UDP_PORT = 4789
+KERNEL_UDP_PORT = 8472
+"""The port that Linux gives its vxlan devices unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

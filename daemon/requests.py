@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from pyvxlan.daemon import ipam, records
+from pyvxlan.daemon.dataplane import DATAPATHS, KERNEL
 from pyvxlan.daemon.errors import InvalidError
 from pyvxlan.daemon.model import MTU_MIN_BYTES, VNI_MAX, Cidr
 
 UNDERLAY_MTU = "com.docker.network.driver.mtu"
 """Docker's option; it means the MTU of the underlay, and the overlay gets less."""
-OPTIONS = frozenset({"multicast", "flood-rate", "vni", "mtu", UNDERLAY_MTU})
+OPTIONS = frozenset({"multicast", "flood-rate", "vni", "mtu", "datapath", UNDERLAY_MTU})
 IPV6_MTU_MIN_BYTES = 1280
 ALIASES_MAX = 64
 LABELS_BYTES = 16_384
@@ -198,7 +199,16 @@ def _check_options(options: Mapping[str, str]) -> dict[str, str]:
             raise InvalidError(f"option {key!r} is unknown: {hint}")
         if key == "multicast" and value not in {"on", "off"}:
             raise InvalidError(f"option multicast={value} must be on or off")
+    if "datapath" in options and options["datapath"] not in DATAPATHS:
+        raise InvalidError(
+            f"option datapath={options['datapath']} must be {' or '.join(DATAPATHS)}"
+        )
     if "flood-rate" in options:
+        if options.get("datapath") == KERNEL:
+            raise InvalidError(
+                "option flood-rate does nothing with datapath=kernel, whose device has no such "
+                "limit: leave one of the two out"
+            )
         _number(options["flood-rate"], "option flood-rate", 1, 10_000_000)
     return dict(options)
 

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+FORWARDER: Final = "forwarder"
+KERNEL: Final = "kernel"
+DATAPATHS = (FORWARDER, KERNEL)
+"""What may carry a network's frames; the first unless the network says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,8 @@ class PortConfig:
     multicast: bool = True
     flood_rate: int = 10_000
     """Broadcast and multicast frames a second that containers of this host may send."""
+    datapath: str = FORWARDER
+    """One of `DATAPATHS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,8 @@ class NetworkTables:
 
     `fdb` maps a remote overlay MAC (six bytes) to its VTEP; `neighbours` an overlay address to a
     MAC; `flood` lists the VTEPs that get broadcast and multicast. Addresses are text as
-    `ipaddress` prints it. `port_alive` is False once the TAP behind the port was deleted.
+    `ipaddress` prints it. `port_alive` is False once the TAP behind the port, or the kernel's
+    device, was deleted.
     """
 
     port: PortConfig

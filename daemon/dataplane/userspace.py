@@ -20,7 +20,12 @@ from pyvxlan import __version__
 from pyvxlan._dataplane import open_tap, open_underlay
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import process
-from pyvxlan.daemon.dataplane.protocol import NetworkTables, PortConfig, TableUpdate
+from pyvxlan.daemon.dataplane.protocol import (
+    FORWARDER,
+    NetworkTables,
+    PortConfig,
+    TableUpdate,
+)
 from pyvxlan.daemon.dataplane.threads import read_workers
 from pyvxlan.daemon.errors import DataplaneError
 from pyvxlan.daemon.model import Address
@@ -123,11 +128,16 @@ class UserspaceDataplane:
         return os.dup(held.descriptors.netns) if held else None
 
     async def attach(self, netns_fd: int, name: str, port: PortConfig) -> None:
-        """Opens the TAP of that name, creating it if need be, and forwards for its VNI."""
+        """Opens the TAP of that name, creating it if need be, and forwards for its VNI.
+
+        If the frames go by another way, only the namespace is kept.
+        """
         async with self._connected() as client:
-            queues = await asyncio.to_thread(
-                open_tap, netns_fd, name, self._settings.workers, port.mtu_bytes
-            )
+            queues: Sequence[int] = ()
+            if port.datapath == FORWARDER:
+                queues = await asyncio.to_thread(
+                    open_tap, netns_fd, name, self._settings.workers, port.mtu_bytes
+                )
             descriptors = PortDescriptors(tuple(queues), os.dup(netns_fd))
             settings = wire.Attachment(**asdict(port))
             try:
@@ -319,7 +329,8 @@ class UserspaceDataplane:
             await client.configure(self._underlay, settings.workers, self._vtep, settings.port)
             for held in self._networks.values():
                 await client.attach(held.settings, held.descriptors.queues, held.descriptors.netns)
-                await client.update([held.tables()])
+                if not held.settings.only_kept:
+                    await client.update([held.tables()])
             await client.resume()
             hello = await client.hello()
             process.promote(self._files)

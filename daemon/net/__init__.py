@@ -18,6 +18,8 @@ from pyvxlan.daemon.net.values import (
     Overlay,
     Route,
     Veth,
+    Vxlan,
+    VxlanState,
     alias_of,
     faults,
 )
@@ -37,6 +39,8 @@ __all__ = [
     "Overlay",
     "Route",
     "Veth",
+    "Vxlan",
+    "VxlanState",
     "alias_of",
     "faults",
 ]

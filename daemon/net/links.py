@@ -213,10 +213,10 @@ def shape(netlink: Netlink, index: int, link: Link, *, master: int = 0, alias: s
     if master:
         _set(netlink, index, [("IFLA_MASTER", master)])
         if link.isolated:
-            _set_port(netlink, index, [("IFLA_BRPORT_ISOLATED", 1)])
+            set_port(netlink, index, [("IFLA_BRPORT_ISOLATED", 1)])
         if link.stations:
             # Whoever learns believes every sender, also one that takes another's MAC.
-            _set_port(netlink, index, [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_FLUSH", None)])
+            set_port(netlink, index, [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_FLUSH", None)])
             for mac in sorted(link.stations):
                 _add_station(netlink, index, mac)
 
@@ -259,6 +259,12 @@ def set_up(netlink: Netlink, index: int) -> None:
     netlink.run(message, RTM_NEWLINK)
 
 
+def set_port(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None:
+    """Changes the settings of a bridge's port, by their names in IFLA_BRPORT_*."""
+    info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": fields})]
+    _set(netlink, index, [("IFLA_LINKINFO", {"attrs": info})])
+
+
 def _create(netlink: Netlink, name: str, fields: Iterable[tuple[str, object]]) -> None:
     message = ifinfmsg()
     message["attrs"] = [("IFLA_IFNAME", name), *fields]
@@ -271,11 +277,6 @@ def _set(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None
     message["attrs"] = fields
     # NEWLINK without CREATE changes a link, and unlike SETLINK takes bridge port settings too.
     netlink.run(message, RTM_NEWLINK)
-
-
-def _set_port(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None:
-    info = [("IFLA_INFO_SLAVE_KIND", "bridge"), ("IFLA_INFO_SLAVE_DATA", {"attrs": fields})]
-    _set(netlink, index, [("IFLA_LINKINFO", {"attrs": info})])
 
 
 def _add_station(netlink: Netlink, index: int, mac: bytes) -> None:

@@ -22,7 +22,7 @@ from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError, NotFoundError
 from pyvxlan.daemon.model import Address, Cidr, Interface, Sandbox
 from pyvxlan.daemon.net import gateway as gateway_bridge
-from pyvxlan.daemon.net import host, links, namespaces, nftables, overlay, sysctl, veth
+from pyvxlan.daemon.net import host, links, namespaces, nftables, overlay, sysctl, veth, vxlan
 from pyvxlan.daemon.net.links import KernelLink
 from pyvxlan.daemon.net.sandbox import SandboxFiles, open_dns_sockets
 from pyvxlan.daemon.net.values import (
@@ -35,6 +35,8 @@ from pyvxlan.daemon.net.values import (
     Observed,
     Route,
     Veth,
+    Vxlan,
+    VxlanState,
     alias_of,
 )
 
@@ -161,6 +163,40 @@ class Net:
         await self._run(
             f"set up vxlan0 in {netns}", self._inside, netns, overlay.ensure_port, wanted
         )
+
+    async def ensure_vxlan(self, netns: int, name: str, wanted: Vxlan) -> None:
+        """Makes a vxlan device in the namespace behind a descriptor, and sets it up."""
+        await self._run(f"make {name}", vxlan.ensure, self._home, netns, name, wanted)
+
+    async def read_vxlan(self, netns: int, name: str, wanted: Vxlan) -> VxlanState | None:
+        """Reads what a vxlan device holds; None if there is none that is as wanted."""
+        return await self._run(f"read {name}", vxlan.read, netns, name, wanted)
+
+    async def change_vxlan(
+        self,
+        netns: int,
+        name: str,
+        *,
+        add: Mapping[bytes, str],
+        remove: Iterable[bytes],
+        neighbours: Mapping[str, bytes] | None,
+        flood: Iterable[str] | None,
+    ) -> None:
+        """Changes what a vxlan device knows; `neighbours` and `flood` replace, if given."""
+        await self._run(
+            f"fill {name}",
+            vxlan.change,
+            netns,
+            name,
+            add=add,
+            remove=remove,
+            neighbours=neighbours,
+            flood=flood,
+        )
+
+    async def remove_vxlan(self, netns: int, name: str) -> None:
+        """Removes a vxlan device, if it is there."""
+        await self._run(f"remove {name}", vxlan.remove, netns, name)
 
     async def ensure_veth(self, sandbox: Sandbox, wanted: Veth) -> None:
         """Makes a pair what it should be; nothing is left of a new one that can't be."""

@@ -72,8 +72,10 @@ class Netlink:
         """Sends one request and waits until the kernel has carried it out."""
         self.batch([(message, kind, flags | NLM_F_ACK)])
 
-    def batch(self, requests: Sequence[tuple[nlmsg, int, int]]) -> None:
+    def batch(self, requests: Sequence[tuple[nlmsg | bytes, int, int]]) -> None:
         """Sends requests in one go (message, type, flags); waits for those that ask for an ack.
+
+        A message may be given as the bytes that follow its netlink header.
 
         Raises:
             OSError: Of the first that was refused; the others' outcome depends on the protocol.
@@ -81,7 +83,8 @@ class Netlink:
         data = b""
         awaited = set()
         for message, kind, flags in requests:
-            data += self._frame(body(message), kind, flags)
+            request = message if isinstance(message, bytes) else body(message)
+            data += self._frame(request, kind, flags)
             if flags & NLM_F_ACK:
                 awaited.add(self._sequence)
         self._socket.send(data)

@@ -42,12 +42,12 @@ def ensure_bridge(netns: int, wanted: Link) -> None:
 
 
 def ensure_port(netns: int, wanted: Link) -> None:
-    """Hangs `vxlan0` on the bridge and sets it up. The data plane has made it."""
+    """Hangs `vxlan0`, which the data plane has made, on the bridge and sets it up."""
     with namespaces.entered(netns) as netlink:
         port, bridge = links.find(netlink, PORT), links.find(netlink, BRIDGE)
         if port is None or bridge is None:
             missing = BRIDGE if port else PORT
             raise NetError(f"{missing} is missing in the overlay namespace; it is made again")
         links.shape(netlink, port.index, wanted, master=bridge.index)
-        sysctl.limit_ipv6(PORT, enabled=False)
+        sysctl.limit_ipv6(PORT, enabled=wanted.ipv6)
         links.activate(netlink, port.index, wanted)

@@ -53,6 +53,31 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class Vxlan:
+    """A vxlan device of the kernel as it should be; `checksum` is of the outer UDP over IPv4."""
+
+    vni: int
+    local: Address
+    port: int
+    mtu_bytes: int
+    checksum: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanState:
+    """What a vxlan device holds: MACs and flood list by VTEP, neighbours, and its counters.
+
+    `fdb` has the MACs that both the device and the bridge know, and none while the bridge's port
+    is not set as it should be: so whatever is amiss with one entry shows as that entry missing.
+    """
+
+    fdb: Mapping[bytes, str]
+    neighbours: Mapping[str, bytes]
+    flood: tuple[str, ...]
+    counters: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Overlay:
     """A network's namespace on this host: its file name, and the two links always in it."""
 

@@ -172,6 +172,8 @@ class ForwarderClient:
     async def attach(self, settings: Attachment, queues: Sequence[int], netns: int) -> None:
         """Forwards for a VNI. One that is attached gets the new port and keeps its tables.
 
+        If somebody else carries its frames there are no queues, and it is only kept.
+
         `netns` is a descriptor of the port's namespace, kept for `netns` to give back.
         """
         await self._ask("attach", *settings.to_wire(), descriptors=(*queues, netns))
@@ -236,8 +238,8 @@ class ForwarderClient:
         return await self._ask_descriptors("descriptors", None, at_least=0)
 
     async def port(self, vni: int) -> PortDescriptors:
-        """Gives new descriptors of a port."""
-        *queues, netns = await self._ask_descriptors("descriptors", vni, at_least=2)
+        """Gives new descriptors of a port; no queues if it is only kept."""
+        *queues, netns = await self._ask_descriptors("descriptors", vni, at_least=1)
         return PortDescriptors(tuple(queues), netns)
 
     async def handover(self) -> Handover:

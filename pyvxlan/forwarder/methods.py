@@ -236,19 +236,27 @@ class Methods:
         self, arguments: list[object], descriptors: list[int]
     ) -> tuple[object, Sequence[int]]:
         settings = Attachment.from_wire(arguments)
-        if len(descriptors) < 2:
-            raise ValueError(
-                f"{len(descriptors)} descriptors for vni {settings.vni}: at least one queue and"
-                " the namespace are needed"
-            )
         engine = self._running()
-        engine.attach(
-            settings.vni,
-            _duplicate(descriptors[:-1]),
-            settings.mtu_bytes,
-            multicast=settings.multicast,
-            flood_rate=settings.flood_rate,
-        )
+        if settings.only_kept:
+            if len(descriptors) != 1:
+                raise ValueError(
+                    f"{len(descriptors)} descriptors for vni {settings.vni} on datapath"
+                    f" {settings.datapath}: its namespace alone is needed"
+                )
+            engine.detach(settings.vni)
+        else:
+            if len(descriptors) < 2:
+                raise ValueError(
+                    f"{len(descriptors)} descriptors for vni {settings.vni}: at least one queue"
+                    " and the namespace are needed"
+                )
+            engine.attach(
+                settings.vni,
+                _duplicate(descriptors[:-1]),
+                settings.mtu_bytes,
+                multicast=settings.multicast,
+                flood_rate=settings.flood_rate,
+            )
         if (old := self._ports.get(settings.vni)) is not None:
             old.close()
         self._ports[settings.vni] = _Port(settings, tuple(descriptors[:-1]), descriptors[-1])
@@ -272,7 +280,8 @@ class Methods:
         refused: list[object] = []
         for update in updates:
             try:
-                self._attached(update.vni)
+                if self._attached(update.vni).settings.only_kept:
+                    raise ValueError("the tables of this vni are not the forwarder's")
                 self._check(update)
                 self._check_families(update)
             except (ValueError, TypeError) as error:
@@ -350,8 +359,10 @@ class Methods:
                 )
 
     def _state(self, vni: int) -> NetworkState:
-        fdb, neighbours, flood, port_alive = self._running().dump(vni)
         port = self._ports[vni]
+        if port.settings.only_kept:
+            return NetworkState(port.settings, 0, {}, {}, (), port_alive=True)
+        fdb, neighbours, flood, port_alive = self._running().dump(vni)
         return NetworkState(
             port.settings, len(port.queues), dict(fdb), dict(neighbours), flood, port_alive
         )

@@ -23,7 +23,7 @@ import msgpack
 
 from pyvxlan.errors import PyvxlanError
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """Bound of one message; some two million FDB entries."""
 MAX_DESCRIPTORS: Final = 253
@@ -217,26 +217,37 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """How a network's port is attached; `flood_rate` is in frames a second."""
+    """How a network's port is attached; `flood_rate` is in frames a second.
+
+    With any other `datapath` than "forwarder" somebody else carries its frames: the attachment and
+    its namespace are only kept.
+    """
 
     vni: int
     mtu_bytes: int
     multicast: bool = True
     flood_rate: int = 10_000
+    datapath: str = "forwarder"
+
+    @property
+    def only_kept(self) -> bool:
+        """Whether somebody else carries the frames."""
+        return self.datapath != "forwarder"
 
     def to_wire(self) -> list[object]:
         """Gives the fields in order."""
-        return [self.vni, self.mtu_bytes, self.multicast, self.flood_rate]
+        return [self.vni, self.mtu_bytes, self.multicast, self.flood_rate, self.datapath]
 
     @classmethod
     def from_wire(cls, value: object) -> Attachment:
         """Reads what `to_wire` gave, or raises ProtocolError."""
-        vni, mtu_bytes, multicast, flood_rate = expect_list(value, 4, "attachment")
+        vni, mtu_bytes, multicast, flood_rate, datapath = expect_list(value, 5, "attachment")
         return cls(
             vni=expect(vni, int, "vni"),
             mtu_bytes=expect(mtu_bytes, int, "mtu_bytes"),
             multicast=expect(multicast, bool, "multicast"),
             flood_rate=expect(flood_rate, int, "flood_rate"),
+            datapath=expect(datapath, str, "datapath"),
         )
 
 

@@ -64,59 +64,67 @@ def trio(three_hosts: World) -> Iterator[Trio]:
     made.close()
 
 
+@pytest.fixture(scope="module", params=["forwarder", "kernel"])
+def either(request: pytest.FixtureRequest, three_hosts: World) -> Iterator[Trio]:
+    """The same on each datapath."""
+    made = Trio(three_hosts, f"ov_{request.param}", "--opt", f"datapath={request.param}")
+    yield made
+    made.close()
+
+
 @pytest.mark.parametrize("version", [4, 6])
-def test_bulk_tcp_arrives_bit_exact_both_ways(trio: Trio, version: int) -> None:
-    addresses = trio.v4 if version == 4 else trio.v6
+def test_bulk_tcp_arrives_bit_exact_both_ways(either: Trio, version: int) -> None:
+    addresses = either.v4 if version == 4 else either.v6
     payload = os.urandom(1 << 20) * 24
     digest = hashlib.sha256(payload).hexdigest()
     for client, server in ((0, 1), (1, 0)):
         arrived = transfer(
-            trio.containers[client], trio.containers[server], addresses[server], payload
+            either.containers[client], either.containers[server], addresses[server], payload
         )
         assert hashlib.sha256(arrived).hexdigest() == digest
 
 
-def test_tcp_leaves_the_container_in_super_frames(trio: Trio) -> None:
-    """The TAP's offloads are in use: the kernel hands over frames far larger than the MTU."""
+def test_tcp_leaves_the_container_in_super_frames(either: Trio) -> None:
+    """The port's offloads are in use: the kernel hands over frames far larger than the MTU."""
 
     def sent() -> tuple[int, int]:
         (link,) = json.loads(
-            trio.world[1].in_overlay(trio.id, "ip", "-s", "-json", "link", "show", "vxlan0")
+            either.world[1].in_overlay(either.id, "ip", "-s", "-json", "link", "show", "vxlan0")
         )
         counters = link["stats64"]["tx"]
         return counters["packets"], counters["bytes"]
 
     packets, size = sent()
-    transfer(trio.containers[0], trio.containers[1], trio.v4[1], bytes(1 << 24))
+    transfer(either.containers[0], either.containers[1], either.v4[1], bytes(1 << 24))
     packets_after, size_after = sent()
     assert (size_after - size) / (packets_after - packets) > 3000
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("size", [0, 1, 63, 512, 1372, 1402, 9000, 60000])
-def test_udp_of_any_size_arrives(trio: Trio, version: int, size: int) -> None:
+def test_udp_of_any_size_arrives(either: Trio, version: int, size: int) -> None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    addresses = trio.v4 if version == 4 else trio.v6
+    addresses = either.v4 if version == 4 else either.v6
     payload = os.urandom(size)
     with (
-        trio.containers[1].socket(family, socket.SOCK_DGRAM) as server,
-        trio.containers[0].socket(family, socket.SOCK_DGRAM) as client,
+        either.containers[1].socket(family, socket.SOCK_DGRAM) as server,
+        either.containers[0].socket(family, socket.SOCK_DGRAM) as client,
     ):
         server.bind((addresses[1], 0))
         client.sendto(payload, (addresses[1], server.getsockname()[1]))
         assert server.recvfrom(65536)[0] == payload
 
 
-def test_udp_segmentation_offload_is_cut_to_the_wire(trio: Trio) -> None:
+def test_udp_segmentation_offload_is_cut_to_the_wire(either: Trio) -> None:
     udp_segment = 103
     payload = os.urandom(1200 * 20 + 77)
     with (
-        trio.containers[1].socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
-        trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        either.containers[1].socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        either.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
-        server.bind((trio.v4[1], 0))
+        server.bind((either.v4[1], 0))
         client.setsockopt(socket.IPPROTO_UDP, udp_segment, 1200)
-        client.sendto(payload, (trio.v4[1], server.getsockname()[1]))
+        client.sendto(payload, (either.v4[1], server.getsockname()[1]))
         parts = [server.recvfrom(65536)[0] for _ in range(21)]
     assert b"".join(parts) == payload
     assert {len(part) for part in parts[:-1]} == {1200}
@@ -143,16 +151,16 @@ def _receiver(container: Container, family: int, bind: str, group: str | None) -
 
 
 @pytest.mark.parametrize("kind", ["broadcast", "multicast4", "multicast6"])
-def test_broadcast_and_multicast_reach_every_host_once(trio: Trio, kind: str) -> None:
+def test_broadcast_and_multicast_reach_every_host_once(either: Trio, kind: str) -> None:
     family = socket.AF_INET6 if kind == "multicast6" else socket.AF_INET
     group = {"broadcast": None, "multicast4": GROUP4, "multicast6": GROUP6}[kind]
-    target = group or trio.v4[0].rsplit(".", 1)[0] + ".255"
+    target = group or either.v4[0].rsplit(".", 1)[0] + ".255"
     receivers = [
         _receiver(container, family, "::" if family == socket.AF_INET6 else "0.0.0.0", group)
-        for container in trio.containers[1:]
+        for container in either.containers[1:]
     ]
-    with trio.containers[0].socket(family, socket.SOCK_DGRAM) as sender:
-        index = trio.containers[0].link()["ifindex"]
+    with either.containers[0].socket(family, socket.SOCK_DGRAM) as sender:
+        index = either.containers[0].link()["ifindex"]
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         if kind == "multicast4":
             sender.setsockopt(

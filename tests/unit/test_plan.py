@@ -176,6 +176,14 @@ def test_flood_rate_option_is_the_ports():
     assert wanted(options={"flood-rate": "77"}).port.flood_rate == 77
 
 
+def test_datapath_option_is_the_ports():
+    assert wanted().port.datapath == "forwarder"
+    kernel = wanted(options={"datapath": "kernel"})
+    assert kernel.port.datapath == "kernel"
+    assert kernel.overlay.port.ipv6 == kernel.overlay.bridge.ipv6
+    assert not wanted().overlay.port.ipv6
+
+
 @pytest.mark.parametrize("text", ["", "-1", "0", "many"])
 def test_useless_flood_rate_is_the_default(text):
     assert wanted(options={"flood-rate": text}).port.flood_rate == 10_000

@@ -154,6 +154,26 @@ async def test_attaching_again_replaces_the_port_and_keeps_the_tables(path):
         assert (state.port.mtu_bytes, state.queues, state.fdb) == (1400, 1, {MAC: "198.18.0.2"})
 
 
+async def test_what_others_carry_is_kept_and_given_back_with_its_namespace(path):
+    async with rig(path) as made, await made.client() as client:
+        await configured(client, [7])
+        kept = Attachment(7, 1450, datapath="kernel")
+        with descriptors(2) as fds:
+            with pytest.raises(ForwarderRefusedError, match="namespace alone"):
+                await client.attach(kept, fds[:1], fds[1])
+            await client.attach(kept, (), fds[1])
+            handover = await client.handover()
+            assert handover.networks[7].port == kept
+            assert handover.ports[7].queues == ()
+            assert inodes([handover.ports[7].netns]) == inodes(fds[1:])
+            handover.close()
+        assert made.engine.ports == {}
+        with pytest.raises(ForwarderRefusedError, match="not the forwarder's"):
+            await client.update([TableUpdate(7, {MAC: "198.18.0.2"})])
+        await client.detach(7)
+        assert await client.dump() == {}
+
+
 async def test_an_update_is_what_dump_reads_back(path):
     async with rig(path) as made, await made.client() as client:
         await configured(client, [7, 8])
@@ -340,8 +360,8 @@ async def test_garbage_closes_its_connection_and_no_other(path, garbage):
     ("method", "arguments"),
     [
         ("attach", []),
-        ("attach", [1, "1450", True, 1]),
-        ("attach", [1, 1450, 1, 1]),
+        ("attach", [1, "1450", True, 1, "forwarder"]),
+        ("attach", [1, 1450, 1, 1, "forwarder"]),
         ("detach", ["7"]),
         ("configure", [1, 2, 3]),
         ("update", [[[7, {"text": "198.18.0.2"}, [], None, None]]]),
@@ -457,7 +477,7 @@ async def answered_with(call, *bodies):
         channel.close()
 
 
-NETWORK = [[7, 1450, True, 10_000], 1, {}, {}, [], True]
+NETWORK = [[7, 1450, True, 10_000, "forwarder"], 1, {}, {}, [], True]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,240 @@
+"""Networks with `datapath=kernel`: what is special about them. `test_traffic` sends over both."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.netns.world import (
+    Container,
+    World,
+    capture,
+    end_capture,
+    eventually,
+    inside,
+    socket_in,
+    tshark,
+    world,
+)
+
+pytestmark = pytest.mark.root
+KERNEL = ("--opt", "datapath=kernel")
+
+
+@dataclass
+class Pair:
+    """A container on each of two hosts, on one network in the kernel."""
+
+    world: World
+    name: str
+    options: tuple[str, ...] = KERNEL
+    id: str = field(init=False)
+    containers: list[Container] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.id = self.world[1].cli("network", "create", *self.options, self.name).strip()
+        self.containers = [self.world[number].container() for number in (1, 2)]
+        for container in self.containers:
+            container.attach(self.name)
+        self.reaches()
+
+    @property
+    def target(self) -> str:
+        return self.containers[1].addresses()[0].split("/")[0]
+
+    def reaches(self) -> None:
+        eventually(lambda: self.containers[0].ping(self.target, count=1), what="ping")
+
+    def vxlan(self) -> dict[str, object]:
+        shown = self.world[1].in_overlay(
+            self.id, "ip", "-d", "-json", "link", "show", "vxlan0", check=False
+        )
+        link: dict[str, object] = json.loads(shown or "[{}]")[0]
+        return link
+
+    def close(self) -> None:
+        for container in self.containers:
+            container.detach()
+        self.world[1].cli("network", "rm", self.name)
+
+
+@pytest.fixture(scope="module")
+def pair(two_hosts: World) -> Iterator[Pair]:
+    made = Pair(two_hosts, "ov_kernel", ("--ipv6", *KERNEL))
+    yield made
+    made.close()
+
+
+def test_port_is_a_vxlan_device_that_learns_nothing(pair: Pair) -> None:
+    link = pair.vxlan()
+    info = link["linkinfo"]
+    assert isinstance(info, dict)
+    data, port = info["info_data"], info["info_slave_data"]
+    assert info["info_kind"] == "vxlan"
+    assert (data["port"], data["local"]) == (8472, pair.world[1].address)
+    assert not data["learning"]
+    assert not port["learning"]
+    assert not port["flood"]
+    assert link["mtu"] == 1450
+    shown = json.loads(pair.world[1].cli("network", "inspect", pair.name))[0]
+    assert shown["options"]["datapath"] == "kernel"
+
+
+def test_names_and_both_versions_work(pair: Pair) -> None:
+    for address in pair.containers[1].addresses():
+        assert pair.containers[0].ping(address.split("/")[0]) == 3
+    for container in pair.containers:
+        gateway = container.addresses()[0].rsplit(".", 1)[0] + ".1"
+        assert container.ping(gateway) == 3
+
+
+def test_address_resolution_and_strangers_stay_off_the_wire(pair: Pair, tmp_path: Path) -> None:
+    path = tmp_path / "arp.pcap"
+    running = capture(pair.world[1].netns, "under0", path, "udp", "port", "8472")
+    first = pair.containers[0]
+    first.run("ip", "neigh", "flush", "dev", "eth0")
+    assert first.ping(pair.target) == 3
+    first.ping(first.addresses()[0].rsplit(".", 1)[0] + ".250", count=1)
+    nobody = "02:42:0a:ff:ff:fe"
+    first.run("ip", "neigh", "add", "10.0.0.251", "lladdr", nobody, "dev", "eth0", check=False)
+    first.run("arping", "-c", "1", "10.0.0.251", check=False)
+    first.ping("10.0.0.251", count=1)
+    end_capture(running)
+    options = {"decode_port": 8472}
+    assert tshark(path, "frame.number", display="icmp", **options), "it saw the pings"
+    assert not tshark(path, "frame.number", display="arp", **options)
+    assert not tshark(path, "frame.number", display=f"eth.dst == {nobody}", **options)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("ip", "link", "del", "vxlan0"),
+        ("ip", "link", "set", "vxlan0", "nomaster"),
+        ("ip", "link", "set", "vxlan0", "down"),
+        ("bridge", "link", "set", "dev", "vxlan0", "learning", "on", "flood", "on"),
+        ("bridge", "fdb", "del", "{mac}", "dev", "vxlan0", "self"),
+        ("bridge", "fdb", "del", "{mac}", "dev", "vxlan0", "master"),
+        ("bridge", "fdb", "replace", "{mac}", "dev", "vxlan0", "self", "dst", "198.18.0.77"),
+        ("ip", "neigh", "flush", "dev", "vxlan0", "nud", "permanent"),
+        ("bridge", "fdb", "del", "00:00:00:00:00:00", "dev", "vxlan0", "dst", "198.18.0.2"),
+    ],
+    ids=lambda words: " ".join(words[:4]).replace("/", "_"),
+)
+def test_what_is_changed_by_hand_is_repaired_within_five_seconds(
+    pair: Pair, damage: tuple[str, ...]
+) -> None:
+    mac = pair.containers[1].link()["address"]
+    host = pair.world[1]
+
+    def seen() -> list[str]:
+        words = (
+            ("bridge", "fdb", "show", "dev", "vxlan0"),
+            ("ip", "neigh", "show", "dev", "vxlan0"),
+            ("bridge", "-d", "link", "show", "dev", "vxlan0"),
+        )
+        shown = [str(pair.vxlan().get("master"))]
+        for command in words:
+            shown += host.in_overlay(pair.id, *command, check=False).splitlines()
+        # A new device has another MAC and another index.
+        return sorted(
+            line.split(":", 1)[-1] if "mtu" in line else line
+            for line in shown
+            if "permanent" not in line or line.startswith("00:")
+        )
+
+    before = seen()
+    host.in_overlay(pair.id, *(word.format(mac=mac) for word in damage))
+    assert seen() != before, "the damage shows"
+    eventually(lambda: seen() == before, what=f"{seen()} is {before} again")
+    pair.reaches()
+
+
+def test_killed_daemon_and_forwarder_cost_running_flows_nothing(pair: Pair) -> None:
+    host = pair.world[1]
+    device = pair.vxlan()["ifindex"]
+    flow = subprocess.Popen(
+        [
+            "nsenter",
+            f"--net=/run/netns/{pair.containers[0].netns}",
+            *("ping", "-n", "-q", "-i", "0.02", "-c", "250", pair.target),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    forwarder = host.forwarder_pid()
+    time.sleep(0.5)
+    host.stop(signal.SIGKILL)
+    host.start()
+    eventually(lambda: host.forwarder_pid() == forwarder)
+    subprocess.run(["kill", "-KILL", str(forwarder)], check=True)
+    eventually(lambda: host.cli_try("status").returncode == 0 and host.forwarder_pid() != forwarder)
+    printed = flow.communicate(timeout=60)[0]
+    assert "250 received" in printed
+    assert pair.vxlan()["ifindex"] == device
+
+
+def test_deleted_namespace_file_is_put_back_with_what_was_in_it(pair: Pair) -> None:
+    host = pair.world[1]
+    device = pair.vxlan()["ifindex"]
+    (file,) = (host.run_dir / "netns").glob(f"*-{pair.id[:10]}")
+    words = ["nsenter", "-t", str(host.daemon_pid()), "-m", "umount", str(file)]
+    subprocess.run(words, check=True)
+    eventually(lambda: pair.vxlan().get("ifindex") == device, what="the namespace is back")
+    pair.reaches()
+
+
+def test_multicast_off_keeps_it_at_home(two_hosts: World) -> None:
+    pair = Pair(two_hosts, "ov_quiet", (*KERNEL, "--opt", "multicast=off"))
+    fdb = two_hosts[1].in_overlay(pair.id, "bridge", "fdb", "show", "dev", "vxlan0")
+    assert "00:00:00:00:00:00" not in fdb
+    repairs = json.loads(two_hosts[1].cli("status", "--format", "json"))["reconcile"]["repairs"]
+    time.sleep(4)
+    after = json.loads(two_hosts[1].cli("status", "--format", "json"))["reconcile"]
+    assert (after["repairs"], after["problems"]) == (repairs, [])
+    pair.close()
+
+
+def test_taken_port_is_said_with_the_remedy() -> None:
+    with world("pt", 1) as alone:
+        host = alone[1]
+        host.cli("network", "create", *KERNEL, "ov_taken")
+        with socket_in(host.netns, socket.AF_INET, socket.SOCK_DGRAM) as other:
+            inside(host.netns, lambda: other.bind(("0.0.0.0", 8472)))
+            said = host.refused("attach", "--network", "ov_taken", host.container().netns)
+        assert "UDP port 8472 is taken" in said
+        assert "--kernel-port" in said
+
+
+def test_ipv6_underlay() -> None:
+    with world("p6", 2, start=False) as made:
+        for host in made.hosts:
+            host.start("--advertise", host.address6, wait=False)
+        for host in made.hosts:
+            host.wait()
+        pair = Pair(made, "ov_six")
+        info = pair.vxlan()["linkinfo"]
+        assert isinstance(info, dict)
+        assert info["info_data"]["local6"] == made[1].address6
+        assert pair.vxlan()["mtu"] == 1430
+        pair.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("datapath=fast",), "datapath=fast must be forwarder or kernel"),
+        (("datapath=kernel", "flood-rate=5"), "flood-rate does nothing with datapath=kernel"),
+    ],
+)
+def test_bad_options_are_refused(two_hosts: World, options: tuple[str, ...], named: str) -> None:
+    words = [word for option in options for word in ("--opt", option)]
+    assert named in two_hosts[1].refused("network", "create", *words, "ov_bad")
