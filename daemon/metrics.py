@@ -247,6 +247,12 @@ def _network_families(networks: tuple[NetworkReading, ...]) -> Iterator[Family]:
         "gauge", "endpoints", "Endpoints of networks on this host.", "network", "place"
     )
     used = Family("gauge", "ipam_used_addresses", "Addresses of endpoints.", "network", "family")
+    sizes = {
+        "fdb_entries": "MACs in the forwarder's FDB.",
+        "neighbour_entries": "Addresses in the forwarder's table of neighbours.",
+        "flood_vteps": "VTEPs in the forwarder's flood list.",
+    }
+    tables = {what: Family("gauge", what, text, "network") for what, text in sizes.items()}
     free = Family(
         "gauge", "ipam_addresses", "Addresses that endpoints can have.", "network", "family"
     )
@@ -269,10 +275,12 @@ def _network_families(networks: tuple[NetworkReading, ...]) -> Iterator[Family]:
         replies.add(counters["replies"], name)
         endpoints.add(network.local, name, "local")
         endpoints.add(network.remote, name, "remote")
+        for what, table in tables.items():
+            table.add(traffic.sizes[what], name)
         for use in network.addresses:
             used.add(use.used, name, use.name)
             free.add(use.size, name, use.name)
-    yield from (frames, octets, drops, floods, replies, endpoints, used, free)
+    yield from (frames, octets, drops, floods, replies, endpoints, *tables.values(), used, free)
 
 
 def _underlay_families(reading: Reading) -> Iterator[Family]:
@@ -287,6 +295,17 @@ def _underlay_families(reading: Reading) -> Iterator[Family]:
         for direction in ("sent", "received"):
             family.add(reading.underlay[f"{direction}_{what}"], direction)
         yield family
+    datagrams = Family(
+        "counter", "peer_datagrams", "Datagrams exchanged with a host.", "peer", "direction"
+    )
+    octets = Family(
+        "counter", "peer_bytes", "UDP payload exchanged with a host.", "peer", "direction"
+    )
+    for peer, counters in sorted(reading.peers.items()):
+        for direction in ("sent", "received"):
+            datagrams.add(counters[f"{direction}_datagrams"], label(peer), direction)
+            octets.add(counters[f"{direction}_bytes"], label(peer), direction)
+    yield from (datagrams, octets)
     drops = Family(
         "counter",
         "underlay_drops",

@@ -28,13 +28,17 @@ COUNTERS = (
     "flood_frames",
     "replies",
 )
+SIZES = ("fdb_entries", "neighbour_entries", "flood_vteps")
+"""What the tables of a network hold."""
 STORE_STATES = ("init", "synced", "stale")
 """Never read; in step; what was known last."""
 FORWARDER_FACTS = ("pid", "workers", "restarts")
-UNDERLAY_COUNTERS = tuple(
-    f"{direction}_{what}"
-    for direction in ("sent", "received")
-    for what in ("datagrams", "bytes", "syscalls", "batches")
+PEER_COUNTERS = tuple(
+    f"{direction}_{what}" for direction in ("sent", "received") for what in ("datagrams", "bytes")
+)
+UNDERLAY_COUNTERS = (
+    *PEER_COUNTERS,
+    *(f"{way}_{what}" for way in ("sent", "received") for what in ("syscalls", "batches")),
 )
 
 
@@ -79,6 +83,7 @@ class Traffic:
     counters: Mapping[str, int]
     egress_drops: Mapping[str, int] = field(default_factory=dict)
     ingress_drops: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SIZES, 0))
 
     @classmethod
     def of(cls, stats: Mapping[str, Any]) -> Traffic:
@@ -87,6 +92,7 @@ class Traffic:
             {name: int(stats.get(name, 0)) for name in COUNTERS},
             dict(stats.get("egress_drops", {})),
             dict(stats.get("ingress_drops", {})),
+            {name: int(stats.get(name, 0)) for name in SIZES},
         )
 
 
@@ -131,6 +137,8 @@ class Reading:
     problems: tuple[str, ...]
     store_state: str
     """One of `STORE_STATES`."""
+    peers: Mapping[str, Mapping[str, int]]
+    """Datagrams and bytes by name of the host at the other end; "" is one that the store lacks."""
     stale_s: float | None
     resyncs: Mapping[str, int]
     held: int
@@ -192,6 +200,7 @@ class Status:
             repairs=self._progress.repairs,
             problems=tuple(self._progress.problems()),
             store_state=self._store_state(),
+            peers=self._peers(stats.get("vteps", {})),
             stale_s=None if state.stale_since is None else now - state.stale_since,
             resyncs={reason: state.resyncs.get(reason, 0) for reason in REASONS},
             held=state.held,
@@ -290,6 +299,17 @@ class Status:
                 )
             )
         return sorted(found, key=lambda network: network.name)
+
+    def _peers(self, vteps: Mapping[str, Mapping[str, int]]) -> Mapping[str, Mapping[str, int]]:
+        """Sums the counters of VTEPs by host; those of every host of the cluster are there."""
+        own = self._state.host.id
+        names = {str(host.vtep): host.name for host in self._state.hosts.values() if host.id != own}
+        peers = {name: dict.fromkeys(PEER_COUNTERS, 0) for name in names.values()}
+        for vtep, counters in vteps.items():
+            peer = peers.setdefault(names.get(vtep, ""), dict.fromkeys(PEER_COUNTERS, 0))
+            for name in PEER_COUNTERS:
+                peer[name] += counters.get(name, 0)
+        return peers
 
     def _addresses(self, network: Network) -> Iterator[Use]:
         taken = self._state.taken(network.id)

@@ -47,6 +47,7 @@ class _NetworkCounters(TypedDict):
     Bytes are inner Ethernet bytes without VXLAN. `flood_frames` counts the copies sent to VTEPs of
     a flood list (they are in `egress_frames` too), `replies` the local ARP and neighbour answers.
     The drop dictionaries hold every reason of `drop_reasons()` that occurred at least once.
+    `fdb_entries`, `neighbour_entries` and `flood_vteps` are what the tables hold now.
     """
 
     egress_frames: int
@@ -55,8 +56,23 @@ class _NetworkCounters(TypedDict):
     ingress_bytes: int
     flood_frames: int
     replies: int
+    fdb_entries: int
+    neighbour_entries: int
+    flood_vteps: int
     egress_drops: dict[str, int]
     ingress_drops: dict[str, int]
+
+@type_check_only
+class _VtepCounters(TypedDict):
+    """Datagrams exchanged with one VTEP, and the bytes of their UDP payload.
+
+    Of those received, the ones whose frames the tables let in.
+    """
+
+    sent_datagrams: int
+    sent_bytes: int
+    received_datagrams: int
+    received_bytes: int
 
 @type_check_only
 class _UnderlayCounters(TypedDict):
@@ -148,6 +164,9 @@ class Stats:
 
     def underlay(self) -> _UnderlayCounters:
         """Counters of the sockets, with drops that belong to no VNI."""
+
+    def vteps(self) -> list[tuple[str, _VtepCounters]]:
+        """Counters of each VTEP that datagrams went to or came from, by address."""
 
 @final
 class Engine:

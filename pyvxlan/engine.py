@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from pyvxlan import _dataplane
 from pyvxlan._dataplane import DEFAULT_PORT
-from pyvxlan.addresses import AddressLike, MacLike, address_text, parse_mac
+from pyvxlan.addresses import Address, AddressLike, MacLike, address_text, parse_address, parse_mac
 from pyvxlan.table import Ip, Mac, TableDump, fdb_entries, neighbour_entries, table_dump
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class NetworkStats:
     Frames are counted as on the wire: a super-frame of ten segments counts ten. Bytes are of inner
     Ethernet frames. `flood_frames` are copies sent to VTEPs of a flood list, part of
     `egress_frames`; `replies` local answers to ARP and neighbour solicitations. Drops are by
-    reason, those only that occurred.
+    reason, those only that occurred. `fdb_entries`, `neighbour_entries` and `flood_vteps` are no
+    counters but what the tables hold now.
     """
 
     egress_frames: int
@@ -44,6 +45,9 @@ class NetworkStats:
     replies: int
     egress_drops: Mapping[str, int]
     ingress_drops: Mapping[str, int]
+    fdb_entries: int
+    neighbour_entries: int
+    flood_vteps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +70,29 @@ class UnderlayStats:
 
 
 @dataclass(frozen=True, slots=True)
+class VtepStats:
+    """Datagrams exchanged with one VTEP, and the bytes of their UDP payload.
+
+    Received are those whose frames the tables let in.
+    """
+
+    sent_datagrams: int
+    sent_bytes: int
+    received_datagrams: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
-    """One reading of all counters, summed over workers; `networks` by VNI."""
+    """One reading of all counters, summed over workers.
+
+    `networks` by VNI; `vteps` by address, those that datagrams went to or came from.
+    """
 
     workers: int
     underlay: UnderlayStats
     networks: Mapping[int, NetworkStats]
+    vteps: Mapping[Address, VtepStats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +309,7 @@ class Engine:
             raw.workers,
             UnderlayStats(**raw.underlay()),
             {vni: NetworkStats(**counters) for vni, counters in raw.networks()},
+            {parse_address(vtep): VtepStats(**counters) for vtep, counters in raw.vteps()},
         )
 
     def events(self) -> list[Event]:

@@ -176,6 +176,7 @@ class UserspaceDataplane:
                 "threads": read_workers(pid, self._underlay[: counters.workers]),
                 "underlay": counters.underlay,
                 "networks": counters.networks,
+                "vteps": counters.vteps,
                 "restarts": self.restarts,
                 "pid": pid,
                 "since": hello.since if hello else 0.0,

@@ -66,11 +66,15 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class ForwarderStats:
-    """Counters under the engine's names; `networks` by VNI. See `pyvxlan.Stats` for each."""
+    """Counters under the engine's names; `networks` by VNI, `vteps` by address, as text.
+
+    See `pyvxlan.Stats` for each.
+    """
 
     workers: int
     underlay: Counters
     networks: Mapping[int, Counters]
+    vteps: Mapping[str, Counters]
 
 
 class ForwarderClient:
@@ -221,10 +225,16 @@ class ForwarderClient:
         for item in expect(answer.get("networks"), list, "networks"):
             vni, counters = expect_list(item, 2, "network")
             networks[expect(vni, int, "vni")] = _counters(counters)
+        vteps = {}
+        # A forwarder of a version before this one has none, until it is replaced.
+        for item in expect(answer.get("vteps", []), list, "vteps"):
+            vtep, counters = expect_list(item, 2, "VTEP")
+            vteps[expect(vtep, str, "VTEP")] = _counters(counters)
         return ForwarderStats(
             workers=expect(answer.get("workers"), int, "workers"),
             underlay=_counters(answer.get("underlay")),
             networks=networks,
+            vteps=vteps,
         )
 
     async def netns(self, vni: int) -> int:

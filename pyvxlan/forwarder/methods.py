@@ -49,6 +49,9 @@ class Counters(Protocol):
     def underlay(self) -> Mapping[str, Any]:
         """Counters of the sockets."""
 
+    def vteps(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Counters of each VTEP, by address."""
+
 
 class Engine(Protocol):
     """What the server asks of `pyvxlan._dataplane.Engine`; see there for each method."""
@@ -318,6 +321,7 @@ class Methods:
             "workers": stats.workers,
             "underlay": stats.underlay(),
             "networks": networks,
+            "vteps": [[vtep, counters] for vtep, counters in stats.vteps()],
         }, ()
 
     def _netns(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:

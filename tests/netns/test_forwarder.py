@@ -272,10 +272,15 @@ def test_confine_refuses_a_process_with_threads_and_leaves_it_as_it_was():
 async def test_frames_pass_between_two_forwarders(pair):
     assert await ping(20) == 20
     async with await pair[0].client() as client:
-        counters = (await client.stats()).networks[VNI]
+        stats = await client.stats()
+    counters = stats.networks[VNI]
     assert counters["egress_frames"] >= 20
     assert counters["ingress_frames"] >= 20
     assert counters["replies"] >= 1
+    (peer,) = stats.vteps.values()
+    assert peer["sent_datagrams"] == counters["egress_frames"]
+    assert peer["received_datagrams"] == counters["ingress_frames"]
+    assert peer["sent_bytes"] == counters["egress_bytes"] + 8 * counters["egress_frames"]
 
 
 async def test_a_client_that_goes_away_costs_no_frame(pair):

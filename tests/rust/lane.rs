@@ -643,6 +643,66 @@ fn detached_network_gets_nothing_more() {
     assert_eq!(bench.strays(DropReason::VniUnknown), 1);
 }
 
+// Counters by VTEP.
+
+#[test]
+fn datagrams_are_counted_for_the_vtep_they_go_to_and_come_from() {
+    let mut bench = bench();
+    let frame = udp(1000, b"hello");
+    let len = (vxlan::HEADER_LEN + frame.len()) as u64;
+    bench.egress(&[&frame, &frame]);
+    bench.egress(&[broadcast()]);
+    let flood = (vxlan::HEADER_LEN + broadcast().len()) as u64;
+    let answer = turned(frame);
+    bench.ingress(vtep(2), &[&answer, &answer, &answer]);
+    let stats = bench.lane.vtep_stats();
+    assert_eq!(
+        stats.keys().copied().collect::<Vec<_>>(),
+        [vtep(2), vtep(3)]
+    );
+    let second = stats[&vtep(2)];
+    assert_eq!(
+        (second.sent_datagrams, second.sent_bytes),
+        (3, 2 * len + flood)
+    );
+    assert_eq!(
+        (second.received_datagrams, second.received_bytes),
+        (3, 3 * len)
+    );
+    let third = stats[&vtep(3)];
+    assert_eq!((third.sent_datagrams, third.sent_bytes), (1, flood));
+    assert_eq!((third.received_datagrams, third.received_bytes), (0, 0));
+}
+
+#[test]
+fn what_the_tables_refuse_makes_no_counters() {
+    let mut bench = bench();
+    let frame = turned(udp(1000, b"hello"));
+    bench.ingress(vtep(9), &[&frame]);
+    bench.ingress(vtep(3), &[&frame]);
+    bench.arrive(vtep(2), &[0; 4], 4);
+    assert_eq!(bench.lane.vtep_stats().len(), 0);
+}
+
+#[test]
+fn what_the_socket_refuses_is_not_counted_as_sent() {
+    let mut bench = bench();
+    bench.underlay.script([Some(libc::ENOBUFS)]);
+    bench.egress(&[udp(1000, b"hello")]);
+    assert_eq!(bench.lane.vtep_stats().len(), 0);
+}
+
+#[test]
+fn sizes_of_the_tables_come_with_the_counters() {
+    let stats = bench().network.stats();
+    let sizes = (
+        stats.fdb_entries,
+        stats.neighbour_entries,
+        stats.flood_vteps,
+    );
+    assert_eq!(sizes, (1, 1, 2));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 

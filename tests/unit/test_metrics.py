@@ -29,7 +29,7 @@ from pyvxlan.daemon.kv.timed import TimedStore
 from pyvxlan.daemon.metrics import Metrics, bind, serving, tls_context
 from pyvxlan.daemon.plugin import TIMED
 from pyvxlan.daemon.requests import AttachSpec, NetworkSpec
-from pyvxlan.daemon.status import NetworkReading, Reading, Traffic, Use
+from pyvxlan.daemon.status import PEER_COUNTERS, NetworkReading, Reading, Traffic, Use
 from pyvxlan.daemon.timings import Timings
 from tests.servers.pki import Authority
 from tests.unit.doorway import doorway
@@ -50,6 +50,9 @@ READING = Reading(
                     "ingress_frames": 20,
                     "flood_frames": 4,
                     "replies": 5,
+                    "fdb_entries": 3,
+                    "neighbour_entries": 4,
+                    "flood_vteps": 2,
                     "egress_drops": {"destination_unknown": 6},
                     "ingress_drops": {"truncated": 7},
                 }
@@ -76,6 +79,7 @@ READING = Reading(
     repairs=11,
     problems=("one", "two"),
     store_state="synced",
+    peers={"host2": dict.fromkeys(PEER_COUNTERS, 21)},
     resyncs={"start": 6, "resume": 0, "gap": 0, "check": 1},
     held=0,
     stale_s=None,
@@ -88,7 +92,7 @@ READING = Reading(
 
 
 LABELS = (
-    *("version", "network", "place", "direction", "reason", "state", "outcome", "worker"),
+    *("version", "network", "place", "direction", "reason", "state", "outcome", "worker", "peer"),
     *("family", "pool", "kind", "call", "method", "le"),
 )
 
@@ -155,6 +159,11 @@ async def test_reading_becomes_samples() -> None:
         "dns_queries_total/nxdomain": 0,
         "dns_sandboxes": 2,
         "uptime_seconds": 60,
+        "fdb_entries/blue": 3,
+        "neighbour_entries/blue": 4,
+        "flood_vteps/blue": 2,
+        "peer_datagrams_total/sent/host2": 21,
+        "peer_bytes_total/received/host2": 21,
         "forwarder_cpu_seconds_total/0": 1.5,
         "forwarder_queue_bytes/0": 4096,
         "forwarder_queue_limit_bytes/1": 8192,
@@ -302,6 +311,7 @@ def test_status_reads_what_the_data_plane_counts() -> None:
             "restarts": 0,
             "since": 1.5,
             "underlay": {"sent_datagrams": 3, "drops": {"truncated": 1}},
+            "vteps": {"198.18.0.2": {"sent_bytes": 7}, "198.18.0.9": {"sent_bytes": 5}},
             "networks": {4242: {"egress_frames": 9, "egress_drops": {"flood_rate": 2}}},
         }
 
@@ -316,6 +326,10 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         reading = door.do(door.status.reading())
         assert reading.forwarder == {"pid": 5, "workers": 2, "restarts": 0}
         assert reading.workers == (Worker(0, 1.5, 10, 20),)
+        assert {name: peer["sent_bytes"] for name, peer in reading.peers.items()} == {
+            "host2": 7,
+            "": 5,
+        }
         assert reading.pools == (Use("10.0.0.0/8:24", 1, 65536),)
         assert reading.underlay["sent_datagrams"] == 3
         assert reading.underlay_drops == {"truncated": 1}

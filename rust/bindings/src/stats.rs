@@ -26,6 +26,9 @@ impl Stats {
                 ("ingress_bytes", stats.ingress_bytes),
                 ("flood_frames", stats.flood_frames),
                 ("replies", stats.replies),
+                ("fdb_entries", stats.fdb_entries),
+                ("neighbour_entries", stats.neighbour_entries),
+                ("flood_vteps", stats.flood_vteps),
             ] {
                 counters.set_item(name, value)?;
             }
@@ -53,6 +56,23 @@ impl Stats {
         }
         counters.set_item("drops", drops(py, &stats.drops)?)?;
         Ok(counters)
+    }
+
+    fn vteps<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Bound<'py, PyDict>)>> {
+        let mut vteps = Vec::with_capacity(self.0.vteps.len());
+        for (vtep, stats) in &self.0.vteps {
+            let counters = PyDict::new(py);
+            for (name, value) in [
+                ("sent_datagrams", stats.sent_datagrams),
+                ("sent_bytes", stats.sent_bytes),
+                ("received_datagrams", stats.received_datagrams),
+                ("received_bytes", stats.received_bytes),
+            ] {
+                counters.set_item(name, value)?;
+            }
+            vteps.push((vtep.to_string(), counters));
+        }
+        Ok(vteps)
     }
 }
 

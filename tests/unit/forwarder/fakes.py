@@ -45,6 +45,9 @@ class FakeStats:
     def underlay(self) -> Mapping[str, Any]:
         return {"sent_datagrams": 7, "drops": {}}
 
+    def vteps(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        return [("198.18.0.2", {"sent_datagrams": 3})]
+
 
 class FakeEngine:
     """Owns descriptors and keeps tables as the real engine does, but forwards nothing."""

@@ -241,6 +241,7 @@ async def test_stats_are_the_engines(path):
         stats = await client.stats()
         assert (stats.workers, stats.underlay["sent_datagrams"]) == (2, 7)
         assert stats.networks[7]["egress_drops"] == {"truncated": 1}
+        assert stats.vteps == {"198.18.0.2": {"sent_datagrams": 3}}
 
 
 async def test_handover_gives_a_successor_all_state_and_all_descriptors(path, tmp_path):
@@ -486,6 +487,7 @@ NETWORK = [[7, 1450, True, 10_000, "forwarder"], 1, {}, {}, [], True]
         (ForwarderClient.hello, [["pid"]]),
         (ForwarderClient.stats, [{"workers": 1}]),
         (ForwarderClient.stats, [{"workers": 1, "underlay": {"sent": "x"}, "networks": []}]),
+        (ForwarderClient.stats, [{"workers": 1, "underlay": {}, "networks": [], "vteps": [7]}]),
         (ForwarderClient.dump, [[[], True]]),
         (ForwarderClient.dump, [[[NETWORK], True], [[NETWORK], True]]),
         (ForwarderClient.dump, [[[[*NETWORK[:2], {"text": 1}, *NETWORK[3:]]], False]]),

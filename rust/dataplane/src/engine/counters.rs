@@ -1,7 +1,9 @@
 //! Counters: each written by one worker only, read by anybody.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
+use super::vteps::VtepBook;
 use crate::DropReason;
 
 /// A number that one thread adds to and others read. Adding needs no locked instruction.
@@ -16,7 +18,7 @@ impl Counter {
         self.0.store(sum, Ordering::Relaxed);
     }
 
-    fn value(&self) -> u64 {
+    pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -56,6 +58,13 @@ pub(super) struct NetworkCounters {
     pub replies: Counter,
     pub egress_drops: DropCounters,
     pub ingress_drops: DropCounters,
+}
+
+/// What one worker counts beside its networks.
+#[derive(Debug)]
+pub(super) struct LaneCounters {
+    pub sockets: Arc<UnderlayCounters>,
+    pub vteps: VtepBook,
 }
 
 /// What one worker counts for its sockets.
@@ -131,6 +140,12 @@ pub struct NetworkStats {
     pub egress_drops: Drops,
     /// Frames from the underlay that went nowhere.
     pub ingress_drops: Drops,
+    /// Entries in the FDB now.
+    pub fdb_entries: u64,
+    /// Entries in the table of neighbours now.
+    pub neighbour_entries: u64,
+    /// VTEPs in the flood list now.
+    pub flood_vteps: u64,
 }
 
 /// Counters of the underlay sockets, summed over the workers; bytes are those of UDP payload.

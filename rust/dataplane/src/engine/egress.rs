@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use super::counters::{NetworkCounters, UnderlayCounters};
+use super::counters::{LaneCounters, NetworkCounters};
 use super::ingress::write_plain;
 use super::Network;
 use crate::egress::{decide, Egress, ReplyBuffer};
@@ -57,7 +57,7 @@ impl EgressPath {
         worker: usize,
         port: &impl Port,
         underlay: &mut U,
-        sockets: &UnderlayCounters,
+        lane: &mut LaneCounters,
         now_ns: u64,
     ) {
         let Self { batch, reply, out } = self;
@@ -67,7 +67,7 @@ impl EgressPath {
         let mut wire = Wire {
             underlay,
             counters,
-            sockets,
+            lane,
         };
         for index in 0..batch.len() {
             let outcome = match inspect(batch, index) {
@@ -304,7 +304,7 @@ struct Load<'a> {
 struct Wire<'a, U> {
     underlay: &'a mut U,
     counters: &'a NetworkCounters,
-    sockets: &'a UnderlayCounters,
+    lane: &'a mut LaneCounters,
 }
 
 impl<U: Underlay> Wire<'_, U> {
@@ -313,7 +313,7 @@ impl<U: Underlay> Wire<'_, U> {
         let mut rest = messages;
         let mut sent = 0;
         while let Some(first) = rest.first() {
-            self.sockets.sent_syscalls.add(1);
+            self.lane.sockets.sent_syscalls.add(1);
             let result = self
                 .underlay
                 .send_batch(load.socket, load.memory, load.pieces, rest);
@@ -373,12 +373,22 @@ impl<U: Underlay> Wire<'_, U> {
         sent
     }
 
-    fn count_sent(&self, messages: &[Message]) -> u64 {
-        let datagrams = datagrams_of(messages);
-        let bytes: u64 = messages.iter().map(|m| u64::from(m.bytes)).sum();
-        self.sockets.sent_batches.add(1);
-        self.sockets.sent_datagrams.add(datagrams);
-        self.sockets.sent_bytes.add(bytes);
+    fn count_sent(&mut self, messages: &[Message]) -> u64 {
+        let mut datagrams = 0;
+        let mut bytes = 0;
+        for message in messages {
+            let (count, octets) = (u64::from(message.segments), u64::from(message.bytes));
+            self.lane
+                .vteps
+                .of(message.destination.ip())
+                .sent(count, octets);
+            datagrams += count;
+            bytes += octets;
+        }
+        let sockets = &self.lane.sockets;
+        sockets.sent_batches.add(1);
+        sockets.sent_datagrams.add(datagrams);
+        sockets.sent_bytes.add(bytes);
         self.counters.egress_frames.add(datagrams);
         self.counters
             .egress_bytes

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 use arc_swap::Guard;
 
-use super::counters::{NetworkCounters, UnderlayCounters};
+use super::counters::{LaneCounters, NetworkCounters};
 use super::lane::Writer;
 use super::Network;
 use crate::ingress::{decide, Ingress};
@@ -78,9 +78,10 @@ impl IngressPath {
         worker: usize,
         underlay: &U,
         writers: &AHashMap<Vni, Writer<P>>,
-        sockets: &UnderlayCounters,
+        lane: &mut LaneCounters,
         mut lost: impl FnMut(&Arc<Network>),
     ) {
+        let LaneCounters { sockets, vteps } = lane;
         let mut current: Option<Current<'_, P>> = None;
         for message in 0..messages {
             let Some(received) = underlay.received(message) else {
@@ -98,6 +99,7 @@ impl IngressPath {
             let step = whole
                 .as_ref()
                 .map_or(received.segment, |_| received.payload.len());
+            let (mut admitted, mut admitted_bytes) = (0, 0);
             for (index, datagram) in received.payload.chunks(step).enumerate() {
                 sockets.received_datagrams.add(1);
                 let vni = match vxlan::parse(datagram) {
@@ -127,6 +129,8 @@ impl IngressPath {
                     current.counters.ingress_drops.add(reason, 1);
                     continue;
                 }
+                admitted += 1;
+                admitted_bytes += datagram.len() as u64;
                 if let Some(segments) = whole.clone() {
                     // What came before it goes first.
                     self.flush(current, underlay, &mut lost);
@@ -147,6 +151,10 @@ impl IngressPath {
                 self.coalescer.push(frame, place, |output| {
                     current.write(&output, underlay, &self.datagrams, &mut lost);
                 });
+            }
+            // Strangers are not counted: each would get counters of its own.
+            if admitted > 0 {
+                vteps.of(source).received(admitted, admitted_bytes);
             }
         }
         if let Some(last) = current {

@@ -2,14 +2,17 @@
 //!
 //! Generic over [`Port`] and [`Underlay`], so that tests drive it over memory and force the order.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use super::counters::{sum_underlay, UnderlayCounters, UnderlayStats};
+use super::counters::{sum_underlay, LaneCounters, UnderlayStats};
 use super::egress::EgressPath;
 use super::ingress::IngressPath;
+use super::vteps::{vteps, MetVteps, VtepStats};
 use super::Network;
 use crate::io::{Port, Underlay};
 use crate::wire::Vni;
@@ -32,7 +35,9 @@ pub enum Round {
 pub struct Lane<P, U> {
     pub(super) worker: usize,
     pub(super) underlay: U,
-    pub(super) counters: Arc<UnderlayCounters>,
+    pub(super) counters: LaneCounters,
+    /// Until the control side takes it.
+    pub(super) met: Option<MetVteps>,
     /// By token; None once removed. Tokens are used again.
     readers: Vec<Option<Reader<P>>>,
     pub(super) writers: AHashMap<Vni, Writer<P>>,
@@ -58,10 +63,15 @@ impl<P: Port, U: Underlay> Lane<P, U> {
     /// Makes the lane of worker number `worker`, which sends to UDP port `destination_port`.
     #[must_use]
     pub fn new(worker: usize, underlay: U, destination_port: u16) -> Self {
+        let (book, met) = vteps();
         Self {
             worker,
             underlay,
-            counters: Arc::default(),
+            counters: LaneCounters {
+                sockets: Arc::default(),
+                vteps: book,
+            },
+            met: Some(met),
             readers: Vec::new(),
             writers: AHashMap::new(),
             egress: EgressPath::new(destination_port),
@@ -146,7 +156,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             self.worker,
             &reader.port,
             &mut self.underlay,
-            &self.counters,
+            &mut self.counters,
             now_ns,
         );
         Round::Moved
@@ -154,18 +164,18 @@ impl<P: Port, U: Underlay> Lane<P, U> {
 
     /// Wire to container: moves one batch from the underlay. `lost` hears of ports found deleted.
     pub fn ingress_round(&mut self, lost: impl FnMut(&Arc<Network>)) -> Round {
-        self.counters.received_syscalls.add(1);
+        self.counters.sockets.received_syscalls.add(1);
         let messages = match self.underlay.recv_batch() {
             Ok(messages) => messages,
             Err(error) => return outcome_of(&error),
         };
-        self.counters.received_batches.add(1);
+        self.counters.sockets.received_batches.add(1);
         self.ingress.deliver(
             messages,
             self.worker,
             &self.underlay,
             &self.writers,
-            &self.counters,
+            &mut self.counters,
             lost,
         );
         Round::Moved
@@ -174,7 +184,16 @@ impl<P: Port, U: Underlay> Lane<P, U> {
     /// Reads the counters of the sockets.
     #[must_use]
     pub fn underlay_stats(&self) -> UnderlayStats {
-        sum_underlay([&*self.counters])
+        sum_underlay([&*self.counters.sockets])
+    }
+
+    /// Reads the counters by VTEP. Nothing if a worker's control side has them.
+    pub fn vtep_stats(&mut self) -> BTreeMap<IpAddr, VtepStats> {
+        let mut sums = BTreeMap::new();
+        if let Some(met) = &mut self.met {
+            met.sum_into(&mut sums);
+        }
+        sums
     }
 }
 

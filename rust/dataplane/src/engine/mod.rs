@@ -11,6 +11,7 @@ mod events;
 mod ingress;
 mod lane;
 mod network;
+mod vteps;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub use counters::{Drops, NetworkStats, UnderlayStats};
 pub use events::Event;
 pub use lane::{Lane, Round};
 pub use network::{Network, NetworkConfig};
+pub use vteps::VtepStats;
 
 use crate::io::{ReceiveDrops, TapQueue, UdpUnderlay};
 use crate::table::{TableError, Tables};
@@ -96,6 +98,8 @@ pub struct Stats {
     pub networks: Vec<(Vni, NetworkStats)>,
     /// The sockets.
     pub underlay: UnderlayStats,
+    /// By VTEP, in order; those that datagrams went to or came from.
+    pub vteps: Vec<(IpAddr, VtepStats)>,
 }
 
 /// Worker threads that forward between ports and underlay. May be shared by threads.
@@ -343,7 +347,11 @@ impl Engine {
     ///
     /// [`EngineError::Closed`].
     pub fn stats(&self) -> Result<Stats, EngineError> {
-        let control = self.open()?;
+        let mut control = self.open()?;
+        let mut vteps = BTreeMap::new();
+        for worker in &mut control.workers {
+            worker.sum_vteps(&mut vteps);
+        }
         let networks = control.networks.iter();
         let mut underlay = counters::sum_underlay(control.workers.iter().map(Worker::counters));
         let unseen = control.receive_drops.iter().map(ReceiveDrops::count);
@@ -354,6 +362,7 @@ impl Engine {
                 .map(|(&vni, network)| (vni, network.stats()))
                 .collect(),
             underlay,
+            vteps: vteps.into_iter().collect(),
         })
     }
 

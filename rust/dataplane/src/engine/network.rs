@@ -107,10 +107,15 @@ impl Network {
         self.tables.store(Arc::new(tables));
     }
 
-    /// Reads the counters.
+    /// Reads the counters, and the sizes of the tables.
     #[must_use]
     pub fn stats(&self) -> NetworkStats {
-        sum_networks(&*self.counters)
+        let tables = self.tables.load();
+        let mut stats = sum_networks(&*self.counters);
+        stats.fdb_entries = tables.fdb_len() as u64;
+        stats.neighbour_entries = tables.neighbours_len() as u64;
+        stats.flood_vteps = tables.flood().len() as u64;
+        stats
     }
 
     pub(super) fn snapshot(&self) -> arc_swap::Guard<Arc<Tables>> {

@@ -1,6 +1,8 @@
 //! A worker thread: waits for its descriptors and lets its [`Lane`] move what is ready.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use std::thread::JoinHandle;
 use super::counters::UnderlayCounters;
 use super::events::{Event, EventSender};
 use super::lane::{Lane, Round};
+use super::vteps::{MetVteps, VtepStats};
 use super::Network;
 use crate::io::{TapQueue, UdpUnderlay};
 use crate::sys::poll::{Epoll, EventFd, Events};
@@ -48,6 +51,7 @@ pub(super) struct Worker {
     orders: Sender<Order>,
     wake: Arc<EventFd>,
     counters: Arc<UnderlayCounters>,
+    met: Option<MetVteps>,
     thread: JoinHandle<()>,
 }
 
@@ -63,8 +67,9 @@ impl Worker {
         let epoll = Epoll::new()?;
         epoll.add(wake.as_fd(), WAKE)?;
         let (orders, inbox) = channel();
-        let lane = Lane::new(number, underlay, destination_port);
-        let counters = Arc::clone(&lane.counters);
+        let mut lane = Lane::new(number, underlay, destination_port);
+        let counters = Arc::clone(&lane.counters.sockets);
+        let met = lane.met.take();
         let running = Running {
             lane,
             epoll,
@@ -82,6 +87,7 @@ impl Worker {
             orders,
             wake,
             counters,
+            met,
             thread,
         })
     }
@@ -95,6 +101,13 @@ impl Worker {
     /// The counters of its sockets.
     pub fn counters(&self) -> &UnderlayCounters {
         &self.counters
+    }
+
+    /// Adds what it has counted by VTEP.
+    pub fn sum_vteps(&mut self, sums: &mut BTreeMap<IpAddr, VtepStats>) {
+        if let Some(met) = &mut self.met {
+            met.sum_into(sums);
+        }
     }
 
     /// Waits until the thread has ended, which [`Order::Stop`] makes it do.
