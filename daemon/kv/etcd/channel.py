@@ -293,7 +293,7 @@ class EtcdChannel:
             looks = await asyncio.gather(*map(self._look_at, self.url.members))
             reasons = "; ".join(map(" ".join, zip(self.members, looks, strict=True)))
             self._unreachable = (time.monotonic(), reasons)
-        raise StoreUnavailableError(f"store {self.url} can't be used: {reasons}")
+        raise StoreUnavailableError(f"no member can be used: {reasons}")
 
     async def _look_at(self, address: Member) -> str:
         certificate = self.url.cert is not None

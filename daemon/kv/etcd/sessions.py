@@ -138,4 +138,5 @@ class Sessions:
             error = self._channel.failure(error, member)
         else:
             self._channel.avoid(member)
-        log.info("sessions not renewed member=%s cause=%s", member, error)
+        cause = f"no answer within {ROUND_S:g} s" if isinstance(error, TimeoutError) else error
+        log.info("sessions not renewed member=%s cause=%s", member, cause)
