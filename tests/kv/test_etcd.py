@@ -401,6 +401,29 @@ async def test_restored_store_that_went_on_is_not_mistaken_for_the_old_one(
     await mirror.stop()
 
 
+async def test_restored_store_that_is_silent_of_what_it_lost_is_listed_soon(
+    server: EtcdServer, relay: Relay, tmp_path: Path, opened: Opener
+) -> None:
+    """Its revision is higher than the one that was seen, and nothing happens below the prefix."""
+    store = await opened(through(relay))
+    await store.txn([], [Write("quiet/a", b"1")])
+    server.back_up(tmp_path / "backup")
+    await store.txn([], [Write("quiet/b", b"1")])
+    mirror = Mirror(store, "quiet/")
+    await mirror.until(lambda: "quiet/b" in mirror.values)
+    await broken_off(relay, mirror)
+    server.kill()
+    server.restore(tmp_path / "backup")
+    await asyncio.to_thread(server.start)
+    other = await opened(server.url)
+    for number in range(10):
+        await other.txn([], [Write("elsewhere", str(number).encode())])
+    await relay.start()
+    await mirror.until(lambda: isinstance(mirror.events[-1], Live), within_s=HEALED_S)
+    assert mirror.values == {"quiet/a": b"1"}
+    await mirror.stop()
+
+
 # Users
 
 

@@ -30,6 +30,10 @@ PROBE_S = 4.0
 """Between two questions whether the stream is alive; etcd allows a ping every 5 s without data."""
 SILENT_S = 7.5
 """A stream that said nothing for so long is dead."""
+LATE_S = 2.0
+"""A watch whose last event did not come again for so long begins anew."""
+TICK_S = 0.5
+"""Between two looks at what is due."""
 BACKOFF_S = (0.1, 1.0)
 BATCH_REVISIONS = 1000
 """etcd's answer to a watch that goes on holds so many revisions; others follow."""
@@ -287,21 +291,27 @@ class WatchStream:
 
     async def _probe(self, call: Stream, outbox: asyncio.Queue[pb.Message]) -> None:
         """Asks for signs of life, and looks after watches that wait for something."""
+        probed_at = time.monotonic()
         while True:
-            await asyncio.sleep(PROBE_S)
+            await asyncio.sleep(TICK_S)
             now = time.monotonic()
             if now > self._heard_at + SILENT_S:
                 self._break(call, "the stream of watches is silent")
                 return
+            feeds = [feed for feed in self._feeds if not feed.reading]
+            for feed in feeds:
+                if feed.awaits_last and now > feed.asked_at + LATE_S:
+                    log.info("watch begins anew prefix=%s cause=no history", feed.prefix)
+                    self._begin_anew(feed)
+            if now < probed_at + PROBE_S:
+                continue
+            probed_at = now
             if self._by_id:
                 outbox.put_nowait(_PROGRESS)
             else:
                 self._heard_at = now  # without watches etcd does not answer
-            for feed in [feed for feed in self._feeds if not feed.reading]:
-                if feed.awaits_last and now > feed.asked_at + PROBE_S:
-                    log.info("watch begins anew prefix=%s cause=no history", feed.prefix)
-                    self._begin_anew(feed)
-                elif not feed.awaits_last:
+            for feed in feeds:
+                if not feed.awaits_last:
                     feed.watchers.mark_live()
 
     def _break(self, call: Stream, reason: str) -> None:
