@@ -23,6 +23,8 @@ Changes: TypeAlias = Mapping[str, tuple[T | None, T | None]]
 """What changed, as (before, after) by id."""
 SMALL = 4
 """Up to so many records, losing most of them is an ordinary thing."""
+REMEMBERED = 256
+"""So many of the ids that went last are remembered."""
 
 
 class Watched(ABC):
@@ -69,10 +71,13 @@ class Table(Watched, Generic[T]):
     ) -> None:
         super().__init__(prefix)
         self.values: dict[str, T] = {}
+        """By id, in the order in which they were first seen: what an old copy of the store brings
+        back stands before what came after it."""
         self.version = 0
         """Changes with `values`."""
         self._parse = parse
         self._guarded = guarded
+        self._gone: dict[str, None] = {}
 
     def holds(self, id_: str) -> bool:
         """Whether the store has a valid record of this id, as far as is known."""
@@ -130,10 +135,21 @@ class Table(Watched, Generic[T]):
             changes[id_] = (before, after)
             if after is None:
                 del self.values[id_]
+                self._note_gone(id_)
+            elif id_ in self._gone:
+                del self._gone[id_]
+                later = self.values.copy()
+                self.values.clear()
+                self.values |= {id_: after} | later
             else:
                 self.values[id_] = after
         self.version += bool(changes)
         return changes
+
+    def _note_gone(self, id_: str) -> None:
+        self._gone[id_] = None
+        if len(self._gone) > REMEMBERED:
+            del self._gone[next(iter(self._gone))]
 
     def _id(self, key: str) -> str:
         return key[len(self.prefix) :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from ipaddress import IPv4Interface, ip_address, ip_network
 
 import pytest
@@ -221,3 +222,20 @@ async def test_store_that_never_answers_is_told(store: MemoryStore, state: State
     assert state.stale_reason == "cable cut"
     store.recover()
     await state.wait_for(lambda: state.synced)
+
+
+async def test_what_comes_back_from_an_old_copy_hides_nothing_newer(
+    store: MemoryStore, state: State
+) -> None:
+    """An endpoint that was removed, and one with its address since: the store shows the former."""
+    n1 = network(1)
+    former, heir = endpoint(n1, 7, HOST), replace(endpoint(n1, 7, OTHER), id=f"{8:032x}")
+    await publish(store, n1, former)
+    put_back = store.save()
+    await state.start([n1.id])
+    await store.txn([], [Delete(records.endpoint_key(n1.id, former.id))])
+    await publish(store, heir)
+    await state.wait_for(lambda: set(state.endpoints[n1.id]) == {heir.id})
+    put_back()
+    await state.wait_for(lambda: len(state.endpoints[n1.id]) == 2)
+    assert list(state.endpoints[n1.id].values()) == [former, heir], "the last one counts"
