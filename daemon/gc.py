@@ -1,8 +1,9 @@
 """Removes what hosts left behind that are gone for good: endpoints, claims, their own records.
 
 One host of the cluster does it, the one that holds `gc/leader`. It takes a host for dead only
-after it has seen `alive/<host>` absent twice, `OBSERVE_S` apart, and for the whole grace time of
-its own clock, while its own view was fresh all along. Every removal is checked again in the store.
+after it has seen `alive/<host>` absent for the whole grace time of its own clock, in every one of
+several looks, while its own view was fresh all along. Every removal is checked again in the store.
+If most hosts are absent, it rather is the way to the store that is cut: they are given a day.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ from pyvxlan.daemon.state import State
 log = logging.getLogger(__name__)
 
 OBSERVE_S = 30.0
+"""Between two looks; a quarter of the grace time if that is shorter."""
+MOST_GRACE_S = 24 * 3600.0
+"""The grace time if most hosts are absent."""
+SMALL = 4
+"""Up to so many hosts, losing most of them is an ordinary thing."""
 KEEP_GONE_S = 2 * COVERED_S
 """How long it is noted that a network was removed: longer than anybody looks back."""
 
@@ -58,11 +64,17 @@ class Collector:
         self._reservations = reservations
         self._host = host
         self._absent_since: dict[str, float] = {}
+        self._alarmed = False
+
+    @property
+    def _grace_s(self) -> float:
+        """How long a host must be absent; it may take as long as a session to register again."""
+        return max(self._state.config.session_ttl_s, self._state.config.gc_grace_s)
 
     async def run(self) -> NoReturn:
-        """Observes every `OBSERVE_S` seconds."""
+        """Observes again and again."""
         while True:
-            await asyncio.sleep(OBSERVE_S)
+            await asyncio.sleep(min(OBSERVE_S, self._grace_s / 4))
             try:
                 await self.observe(time.monotonic())
             except DaemonError as error:
@@ -83,11 +95,27 @@ class Collector:
         absent = {*self._state.hosts, *await self._endpoints.owners()} - set(self._state.alive)
         absent.discard(self._host.id)
         self._absent_since = {id_: self._absent_since.get(id_, now_s) for id_ in absent}
-        grace_s = max(OBSERVE_S, self._state.config.gc_grace_s)
+        grace_s = max(MOST_GRACE_S, self._grace_s) if self._most_absent() else self._grace_s
         for host_id, since_s in self._absent_since.items():
             if now_s - since_s >= grace_s:
                 await self._collect(host_id, guard)
         await self._collect_notes(guard)
+
+    def _most_absent(self) -> bool:
+        """Tells whether most hosts are absent; says so once."""
+        absent = len(self._absent_since)
+        known = absent + len(self._state.alive)
+        most = known > SMALL and 2 * absent > known
+        if most and not self._alarmed:
+            log.error(
+                "collection held back hosts_absent=%d of=%d hold_s=%g: is the way from them to the "
+                "store cut? What runs on them goes on",
+                absent,
+                known,
+                MOST_GRACE_S,
+            )
+        self._alarmed = most
+        return most
 
     async def _collect_notes(self, guard: Check) -> None:
         """Removes notes of removed networks that nobody needs any more."""

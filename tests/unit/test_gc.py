@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from random import Random
 
@@ -11,7 +13,8 @@ import pytest
 
 from pyvxlan.daemon import records
 from pyvxlan.daemon.endpoints import Endpoints
-from pyvxlan.daemon.gc import Collector
+from pyvxlan.daemon.gc import MOST_GRACE_S, Collector
+from pyvxlan.daemon.kv import Delete, Write
 from pyvxlan.daemon.networks import Networks
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from tests.unit.cluster import Cluster, Node
@@ -113,6 +116,55 @@ async def test_host_that_the_leader_does_not_see_alive_yet_is_not_collected(
     collecting._absent_since = {dead.host.id: 0}
     await collecting.observe(GRACE_S)
     assert len(await one.service.endpoints()) == 1
+
+
+async def test_hosts_are_given_a_day_if_most_are_absent(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All but two were cut off from the store at once; then one more comes back."""
+    one, _two = await cluster.start(1), await cluster.start(2)
+    for number in (3, 4, 5):
+        crashed = await cluster.start(number)
+        await cluster.stop(crashed, crash=True)
+        await cluster.store.txn([], [Delete(records.alive_key(crashed.host.id))])
+    await one.until(lambda: len(one.state.hosts) == 5 and len(one.state.alive) == 2)
+    collecting = collector(one)
+    for at_s in (0, GRACE_S, 2 * GRACE_S):
+        await collecting.observe(at_s)
+    assert len(await cluster.store.list(records.HOSTS)) == 5
+    assert caplog.text.count("collection held back hosts_absent=3 of=5") == 1
+    await cluster.start(3)
+    await one.until(lambda: len(one.state.alive) == 3)
+    await collecting.observe(3 * GRACE_S)
+    assert len(await cluster.store.list(records.HOSTS)) == 3
+
+
+async def test_what_is_absent_for_a_day_is_collected_all_the_same(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    for number in range(5):
+        absent = replace(one.host, id=f"{number:032x}", vtep=ip_address(f"198.18.1.{number}"))
+        write = Write(records.host_key(absent.id), records.emit_host(absent))
+        await cluster.store.txn([], [write])
+    await one.until(lambda: len(one.state.hosts) == 6)
+    collecting = collector(one)
+    await collecting.observe(0)
+    await collecting.observe(MOST_GRACE_S - 1)
+    assert len(await cluster.store.list(records.HOSTS)) == 6
+    await collecting.observe(MOST_GRACE_S)
+    assert len(await cluster.store.list(records.HOSTS)) == 1
+
+
+async def test_short_grace_time_counts_down_to_that_of_a_session(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    await dead_host(cluster, one)
+    await cluster.store.txn([], [Write(records.CFG, b'{"v":1,"gc_grace_s":1,"session_ttl_s":20}')])
+    await one.until(lambda: one.state.config.gc_grace_s == 1)
+    collecting = collector(one)
+    await collecting.observe(0)
+    await collecting.observe(19)
+    assert len(await one.service.endpoints()) == 1
+    await collecting.observe(20)
+    assert await one.service.endpoints() == []
 
 
 async def test_only_one_host_leads(cluster: Cluster) -> None:
