@@ -33,9 +33,9 @@ HOLD_S = 60.0
 records again."""
 SETTLE_S = 3.0
 """The same if it does not: time for the owners to publish again what an old copy lacks."""
-CHECK_S_PER_HOST = 0.05
-"""A resumed watch is checked within this time for each host of the cluster, so that all hosts
-together ask for some twenty lists a second."""
+CHECK_S_PER_LIST = 0.005
+"""A resumed watch is checked within this time for each host of the cluster and each table here, so
+that all hosts together ask for some two hundred lists a second."""
 START, RESUME, GAP, CHECK = "start", "resume", "gap", "check"
 REASONS = (START, RESUME, GAP, CHECK)
 """Why a prefix was taken up again: listed at the start; gone on with where it was left; listed
@@ -192,7 +192,7 @@ class Follower:
                 return
             except StoreError as error:
                 self._take(one, Stale(str(error)))
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1))
                 since = table.revision
 
     def _take(self, one: _Followed, event: Event) -> None:
@@ -209,7 +209,8 @@ class Follower:
         elif isinstance(event, Live) and was_stale:
             self.resyncs[RESUME] += 1
             one.reason = GAP
-            self._check_in(one, self._rng.uniform(0, CHECK_S_PER_HOST * self._hosts()))
+            lists = self._hosts() * len(self._followed)
+            self._check_in(one, self._rng.uniform(0, CHECK_S_PER_LIST * lists))
         if table.known and not was_known:
             one.when_known()
         self._guard(one)
