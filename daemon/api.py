@@ -140,10 +140,9 @@ class Api:
 
     async def _list_endpoints(self, request: web.Request) -> web.Response:
         query = _query(request, "network", "local")
-        endpoints = await self._service.endpoints(query.get("network"))
-        if _flag(query, "local"):
-            local = self._local()
-            endpoints = [endpoint for endpoint in endpoints if endpoint.id in local]
+        local = _flag(query, "local")
+        of = self._service.attached if local else self._service.endpoints
+        endpoints = await of(query.get("network"))
         return _answer(await self._endpoint_documents(endpoints))
 
     async def _attach(self, request: web.Request) -> web.Response:
@@ -196,7 +195,7 @@ class Api:
             raise unknown from None
         local = self._local()
         within = {id_ for id_, entry in local.items() if entry.sandbox.inode == sandbox.inode}
-        found = [e for e in await self._service.endpoints() if e.id in within]
+        found = [e for e in await self._service.attached() if e.id in within]
         if not found:
             raise NotFoundError(f"namespace {ref} has no endpoint: see pyvxlan endpoint ls")
         return found
@@ -204,8 +203,7 @@ class Api:
     async def _in_one_sandbox(self, ref: str) -> Endpoint | None:
         """Finds an endpoint of this host by name, if all that have it are of one container."""
         local = self._local()
-        every = await self._service.endpoints()
-        named = [endpoint for endpoint in every if endpoint.id in local and endpoint.name == ref]
+        named = [endpoint for endpoint in await self._service.attached() if endpoint.name == ref]
         sandboxes = {local[endpoint.id].sandbox.inode for endpoint in named}
         return named[0] if len(sandboxes) == 1 else None
 

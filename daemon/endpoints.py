@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 16
 LIST_AGAIN = 4
 """Attempt from which on it is not believed any more what was known of taken addresses."""
+SHORT_ID = 12
+"""Digits of an id that `endpoint ls` shows."""
 SHOWN = 5
 """Endpoints that a message names before it counts the rest."""
 
@@ -118,18 +120,18 @@ class Endpoints:
     async def find(self, ref: str) -> Endpoint:
         """Finds an endpoint by id, by a prefix of it, by name, or by `name.network`.
 
+        What fits only one on the networks of this host is that one; else all of the cluster are
+        read.
+
         Raises:
             NotFoundError: There is none.
             ConflictError: Several fit.
         """
+        if at_hand := await self._at_hand(ref):
+            return at_hand
         every = await self.all()
         names = {network.id: network.name for network in await self._networks.all()}
-        fitting = [e for e in every if e.id == ref]
-        fitting = fitting or [
-            e
-            for e in every
-            if e.name and ref in {e.name, f"{e.name}.{names.get(e.network_id, e.network_id)}"}
-        ]
+        fitting = _called(ref, every, names)
         fitting = fitting or [e for e in every if e.id.startswith(ref) and ref]
         if not fitting:
             raise NotFoundError(f"no endpoint {ref!r}: see pyvxlan endpoint ls")
@@ -142,6 +144,20 @@ class Endpoints:
                 f"endpoint {ref!r} is ambiguous: {shown}; use NAME.NETWORK or an id"
             )
         return fitting[0]
+
+    async def _at_hand(self, ref: str) -> Endpoint | None:
+        """Finds the one on this host's networks that `ref` means, as the store has it now."""
+        joined = [one for network in self._state.endpoints.values() for one in network.values()]
+        names = {network.id: network.name for network in self._state.networks.values()}
+        fitting = _called(ref, joined, names)
+        if not fitting and len(ref) >= SHORT_ID:
+            fitting = [endpoint for endpoint in joined if endpoint.id.startswith(ref)]
+        if len(fitting) != 1:
+            return None
+        (found,) = fitting
+        return await self._state.recall(
+            lambda: self.read(found.network_id, found.id), lambda: found
+        )
 
     async def create(self, network_id: str, wish: EndpointWish, endpoint_id: str) -> Endpoint:
         """Creates an endpoint of this host: record, addresses, name and MAC in one step.
@@ -447,6 +463,26 @@ class Endpoints:
             f"endpoint {endpoint.name or endpoint.id[:12]} on host "
             f"{host.name if host else endpoint.host_id[:12]}"
         )
+
+
+def _called(ref: str, endpoints: Sequence[Endpoint], networks: Mapping[str, str]) -> list[Endpoint]:
+    """Gives the endpoint whose id is `ref`, or else those with that name, or `name.network`.
+
+    Args:
+        ref: What is looked for.
+        endpoints: Among which.
+        networks: Names of networks, by id.
+    """
+    return [endpoint for endpoint in endpoints if endpoint.id == ref] or [
+        endpoint
+        for endpoint in endpoints
+        if endpoint.name
+        and ref
+        in {
+            endpoint.name,
+            f"{endpoint.name}.{networks.get(endpoint.network_id, endpoint.network_id)}",
+        }
+    ]
 
 
 def check_mac(network: Network, addresses: Sequence[Interface], mac: bytes) -> None:

@@ -279,6 +279,16 @@ class Service:
         found = await self._endpoints.all(network_id)
         return [endpoint for endpoint in found if endpoint.id not in self._local.withdrawn]
 
+    async def attached(self, network_ref: str | None = None) -> list[Endpoint]:
+        """This host's endpoints in one network or in all, by name; asks no store for them."""
+        network_id = (await self.find_network(network_ref)).id if network_ref is not None else None
+        found = [
+            endpoint
+            for id_, endpoint in self._local.records.items()
+            if id_ in self._local.endpoints and network_id in {None, endpoint.network_id}
+        ]
+        return sorted(found, key=lambda endpoint: (endpoint.network_id, endpoint.name, endpoint.id))
+
     async def find_endpoint(self, ref: str) -> Endpoint:
         """Finds an endpoint by id, unambiguous prefix of it, name, or NAME.NETWORK."""
         return await self._endpoints.find(ref)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -25,7 +25,7 @@ from pyvxlan.daemon.errors import (
     StoreConflictError,
     StoreUnavailableError,
 )
-from pyvxlan.daemon.kv import Delete, Write
+from pyvxlan.daemon.kv import Delete, Item, Write
 from pyvxlan.daemon.model import LocalEndpoint, Network, Sandbox
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from tests.unit.cluster import Cluster, Node, cidrs
@@ -470,6 +470,43 @@ async def test_endpoint_is_found_by_id_prefix_and_name(one: Node) -> None:
             await one.service.find_endpoint(ref)
     assert await one.service.endpoints("n1") == [first]
     assert len(await one.service.endpoints()) == 2
+
+
+async def test_endpoint_on_a_network_of_this_host_is_found_without_reading_all(
+    cluster: Cluster, one: Node
+) -> None:
+    """Nobody lists the cluster for it; of those elsewhere with the same name, it comes first."""
+    two = await cluster.start(2)
+    await network(one)
+    await network(one, "n2")
+    for node, name in ((one, "n1"), (two, "n2")):
+        node.net.add("c1")
+        await node.service.attach(AttachSpec(name, "c1", EndpointSpec(name="web")))
+    (mine,) = await one.service.attached()
+    (other,) = await two.service.attached("n2")
+    assert await one.service.attached("n2") == []
+    listed = counted_lists(one)
+    for ref in ("web", "web.n1", mine.id, mine.id[:12]):
+        assert await one.service.find_endpoint(ref) == mine
+    assert listed == []
+    assert await one.service.find_endpoint("web.n2") == other
+    assert await one.service.find_endpoint(other.id[:12]) == other
+    await two.service.detach(other.id)
+    with pytest.raises(NotFoundError):
+        await one.service.find_endpoint("web.n2")
+
+
+def counted_lists(node: Node) -> list[str]:
+    """The prefixes that a host lists from now on."""
+    listed: list[str] = []
+    list_ = node.store.list
+
+    async def counting(prefix: str) -> Mapping[str, Item]:
+        listed.append(prefix)
+        return await list_(prefix)
+
+    node.store.list = counting  # type: ignore[method-assign]
+    return listed
 
 
 # Attaching
