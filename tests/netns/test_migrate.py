@@ -3,68 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from functools import partial
 from itertools import pairwise
 
 import pytest
 
-from tests.netns.world import BIN, Container, World, command, inside, world
-from tests.servers.consul import ConsulServer
-from tests.servers.etcd import EtcdServer
-from tests.servers.process import Server
-from tests.servers.zookeeper import ZookeeperServer
+from tests.netns.world import BIN, World, pinging, world
+from tests.servers.kinds import SERVERS
 
 pytestmark = pytest.mark.root
-
-SERVERS = "198.18.0.250"
 
 
 @pytest.fixture(scope="module")
 def stores() -> Iterator[tuple[World, Mapping[str, str]]]:
     """Two hosts, and a server of each kind on their underlay."""
-    with ExitStack() as stack:
-        made = stack.enter_context(world("pm", 2, start=False))
-        command("ip", "-n", made.switch, "address", "add", f"{SERVERS}/24", "dev", "sw0")
-        command("ip", "-n", made.switch, "link", "set", "lo", "up")
-
-        def serving(kind: type[Server]) -> str:
-            """Starts a server on the switch; everything about it happens there."""
-            make = partial(kind, made.directory / kind.__name__, address=SERVERS, netns=made.switch)
-            server = inside(made.switch, make)
-            server.ready = partial(inside, made.switch, server.ready)  # type: ignore[method-assign]
-            return stack.enter_context(server).url
-
-        urls = {
-            "sqlite": made.store,
-            "etcd": serving(EtcdServer),
-            "consul": serving(ConsulServer),
-            "zk": serving(ZookeeperServer),
-        }
+    with world("pm", 2, start=False) as made:
+        urls = {"sqlite": made.store} | {kind: made.serve(kind).url for kind in SERVERS}
         made.start()
         yield made, urls
-
-
-@contextmanager
-def pinging(client: Container, target: str) -> Iterator[list[int]]:
-    """Pings a hundred times a second while inside; gives how many were sent and answered."""
-    counts: list[int] = []
-    process = subprocess.Popen(
-        ["nsenter", f"--net=/run/netns/{client.netns}", "--", "ping", "-nqi", "0.01", target],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield counts
-    finally:
-        process.send_signal(signal.SIGINT)
-        printed = process.communicate(timeout=20)[0]
-        counts += map(int, re.findall(r"(\d+) packets transmitted, (\d+) received", printed)[0])
 
 
 def store_command(made: World, *args: object, check: bool = True) -> str:
@@ -88,7 +46,7 @@ def test_no_frame_is_lost_on_the_way_through_every_store(
     address = server.attach("n1", "--name", "server")["addresses"][0].partition("/")[0]
     assert client.ping(address) == 3
     places = ["sqlite", "etcd", "zk", "consul", "etcd", "sqlite"]
-    with pinging(client, address) as counts:
+    with pinging(client, address) as pings:
         for source, target in pairwise(places):
             printed = store_command(made, "migrate", "--replace", urls[source], urls[target])
             assert f"moved to {urls[target]}: 1 network, 2 hosts" in printed
@@ -102,9 +60,8 @@ def test_no_frame_is_lost_on_the_way_through_every_store(
             errors = [found for found in report["findings"] if found["level"] == "error"]
             assert (report["good"], errors) == (True, [])
             late.detach()
-    sent, received = counts
-    assert sent > 500
-    assert received == sent
+    assert pings.sent > 250
+    assert pings.lost == []
 
 
 def test_killed_command_is_finished_by_the_next(
@@ -116,7 +73,7 @@ def test_killed_command_is_finished_by_the_next(
     client.attach("n2")
     address = server.attach("n2")["addresses"][0].partition("/")[0]
     place, other = url_of(made, 1), urls["zk"]
-    with pinging(client, address) as counts:
+    with pinging(client, address) as pings:
         for tenths in (4, 6, 7, 8, 9, 10, 12):
             words = [BIN / "pyvxlan", "store", "migrate", "--replace", place, other]
             process = subprocess.Popen(
@@ -130,8 +87,7 @@ def test_killed_command_is_finished_by_the_next(
             assert [url_of(made, 1), url_of(made, 2)] == [other, other]
             made[2].cli("network", "create", f"after{tenths}")
             place, other = other, place
-    sent, received = counts
-    assert received == sent
+    assert pings.lost == []
 
 
 def test_daemon_with_the_old_setting_uses_the_new_store(

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,14 +21,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pyvxlan.daemon.apiclient import ApiClient, UnreachableError
+from tests.servers.kinds import SERVERS
+from tests.servers.process import Server
 
 T = TypeVar("T")
 BIN = Path(sys.executable).parent
 NETNS_DIR = Path("/run/netns")
 CLONE_NEWNET = 0x40000000
+SERVER_ADDRESS = "198.18.0.250"
+"""Where store servers listen: on the switch itself, so that the way to them can be cut alone."""
 
 
 def command(
@@ -220,7 +229,9 @@ class Host:
             assert self.process is not None
             if self.process.poll() is not None:
                 raise AssertionError(f"the daemon of {self.netns} ended:\n{self.log.read_text()}")
-            return self.cli_try("status").returncode == 0
+            with contextlib.suppress(UnreachableError):
+                return bool(self.status())
+            return False
 
         eventually(answers, within_s=within_s, what=f"the daemon of {self.netns} answers")
 
@@ -302,9 +313,14 @@ class Host:
         assert self.process is not None
         return self.process.pid
 
+    def status(self) -> dict[str, Any]:
+        """The daemon's status; unlike with the command line, it costs next to nothing to ask."""
+        document: dict[str, Any] = ApiClient(self.run_dir).get("status")
+        return document
+
     def forwarder_pid(self) -> int:
         """The forwarder, as `status` names it."""
-        pid: int = json.loads(self.cli("status", "--format", "json"))["forwarder"]["pid"]
+        pid: int = self.status()["forwarder"]["pid"]
         return pid
 
     def in_overlay(self, network_id: str, *args: object, check: bool = True) -> str:
@@ -315,7 +331,7 @@ class Host:
 
     def drops(self, network: str) -> dict[str, int]:
         """Drops of a network on this host by reason, both directions, zeros left out."""
-        status = json.loads(self.cli("status", "--format", "json"))
+        status = self.status()
         for entry in status["networks"]:
             if entry["name"] == network:
                 merged: dict[str, int] = {}
@@ -333,7 +349,12 @@ class World:
     host_type: type[Host] = Host
 
     def __init__(
-        self, name: str, hosts: int, *daemon_options: object, mtu_bytes: int = 1500
+        self,
+        name: str,
+        hosts: int,
+        *daemon_options: object,
+        mtu_bytes: int = 1500,
+        store: str = "sqlite",
     ) -> None:
         self.name = name
         self.daemon_options = daemon_options
@@ -341,6 +362,7 @@ class World:
         self.store = f"sqlite://{self.directory}/store.db"
         self.switch = f"{name}sw"
         self.hosts: list[Host] = []
+        self.servers: list[Server] = []
         try:
             command("ip", "netns", "add", self.switch)
             command(
@@ -349,6 +371,8 @@ class World:
             command("ip", "-n", self.switch, "link", "set", "sw0", "up", "mtu", mtu_bytes)
             for number in range(1, hosts + 1):
                 self._add_host(number, mtu_bytes)
+            if store != "sqlite":
+                self.store = self.serve(store).url
         except BaseException:
             self.close()
             raise
@@ -399,28 +423,108 @@ class World:
         for host in self.hosts:
             host.wait()
 
+    def serve(self, kind: str) -> Server:
+        """Starts a server of a store on the switch; it ends with the world."""
+        if not self.servers:
+            address = f"{SERVER_ADDRESS}/24"
+            command("ip", "-n", self.switch, "address", "add", address, "dev", "sw0")
+            command("ip", "-n", self.switch, "link", "set", "lo", "up")
+        directory = self.directory / f"server-{kind}"
+        make = partial(SERVERS[kind], directory, address=SERVER_ADDRESS, netns=self.switch)
+        server = inside(self.switch, make)
+        server.ready = partial(inside, self.switch, server.ready)  # type: ignore[method-assign]
+        self.servers.append(server)
+        server.start()
+        return server
+
+    def cut(self, *hosts: Host) -> None:
+        """Cuts hosts off from the servers without a sound; what hosts say to each other passes."""
+        addresses = ", ".join(host.address for host in hosts)
+        rules = f"""
+            table inet cut {{
+                chain in {{ type filter hook input priority 0; ip saddr {{ {addresses} }} drop; }}
+                chain out {{ type filter hook output priority 0; ip daddr {{ {addresses} }} drop; }}
+            }}
+        """
+        command("ip", "netns", "exec", self.switch, "nft", rules)
+
+    def heal(self) -> None:
+        """Ends what `cut` began."""
+        command("ip", "netns", "exec", self.switch, "nft", "delete", "table", "inet", "cut")
+
     def close(self) -> None:
         """Stops what was started and removes what was made; goes on to its end."""
+        with ThreadPoolExecutor() as at_once:
+            for host in self.hosts:
+                at_once.submit(host.close)
         for host in self.hosts:
-            with contextlib.suppress(Exception):
-                host.close()
             command("ip", "netns", "del", host.netns, check=False)
+        for server in self.servers:
+            with contextlib.suppress(Exception):
+                server.kill()
         command("ip", "netns", "del", self.switch, check=False)
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def world(
-    name: str, hosts: int = 2, *daemon_options: object, start: bool = True
+    name: str,
+    hosts: int = 2,
+    *daemon_options: object,
+    start: bool = True,
+    store: str = "sqlite",
 ) -> Iterator[World]:
-    """A world for the length of a `with`; names are made unique by the test process's id."""
-    made = World(f"{name}{os.getpid() % 10000}", hosts, *daemon_options)
+    """A world for the length of a `with`; names are made unique by the test process's id.
+
+    `store` is a kind of `SERVERS`, of which one server is started, or `sqlite`.
+    """
+    made = World(f"{name}{os.getpid() % 10000}", hosts, *daemon_options, store=store)
     try:
         if start:
             made.start()
         yield made
     finally:
         made.close()
+
+
+@dataclass
+class Pings:
+    """What became of pings that are numbered from 1: how many were sent, and which were lost."""
+
+    sent: int = 0
+    lost: list[int] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def pinging(client: Container, target: str, *, interval_s: float = 0.02) -> Iterator[Pings]:
+    """Pings all the time while inside; tells afterwards what became of it.
+
+    The last half a second does not count: its answers may be on their way when the pings end.
+    """
+    pings = Pings()
+    process = subprocess.Popen(
+        [
+            *("nsenter", f"--net=/run/netns/{client.netns}", "--"),
+            *("ping", "-n", "-i", str(interval_s), target),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    printed: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: printed.extend(process.stdout or ()))
+    reader.start()
+    try:
+        yield pings
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
+        reader.join()
+        process.stdout.close()
+    text = "".join(printed)
+    pings.sent = int(re.findall(r"(\d+) packets transmitted", text)[0]) - int(0.5 / interval_s)
+    answered = set(map(int, re.findall(r"icmp_seq=(\d+) ttl", text)))
+    pings.lost = sorted(set(range(1, pings.sent + 1)) - answered)
 
 
 def capture(netns: str, ifname: str, path: Path, *options: object) -> subprocess.Popen[bytes]:
