@@ -1,4 +1,4 @@
-"""The command line: a client of the daemon's API, nothing more (`cli_store` apart).
+"""The command line: a client of the daemon's API, nothing more (`cli_store`, `cli_docker` apart).
 
 Only what a command needs is imported, since people and scripts start it often. Exit codes: 0 done,
 1 refused or failed, 2 wrong usage, 3 no daemon; `run` and `exec` end as their command does.
@@ -17,6 +17,7 @@ from click.shell_completion import get_completion_class
 
 from pyvxlan.daemon import cli_format
 from pyvxlan.daemon.apiclient import ClientError, RefusedError
+from pyvxlan.daemon.cli_docker import docker, doctor
 from pyvxlan.daemon.cli_options import (
     client_of,
     each,
@@ -368,7 +369,8 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
 
 
-cli.add_command(store)
+for _command in (docker, doctor, store):
+    cli.add_command(_command)
 
 
 def _inspect(ctx: click.Context, /, kind: str, refs: Sequence[str]) -> int:

@@ -145,12 +145,17 @@ def store_report(report: Document) -> str:
             for member in report["members"]
         ),
     )
-    findings = table(
-        ("CHECK", "RESULT", "DETAIL"),
-        ((found["what"], found["level"], found["text"]) for found in report["findings"]),
-    )
+    findings = findings_table(report["findings"])
     lines = [f"{name + ':':<{width}} {value}" for name, value in facts]
     return "\n".join([*lines, "", members, "", findings])
+
+
+def findings_table(findings: Iterable[Document]) -> str:
+    """The table of `pyvxlan doctor` and its like."""
+    return table(
+        ("CHECK", "RESULT", "DETAIL"),
+        ((found["what"], found["level"], found["text"]) for found in findings),
+    )
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,272 @@
+"""What is wrong on this host, and what to do about it: the checks of `pyvxlan doctor`.
+
+A check is a function that looks at one thing and gives a finding, or None if the thing is not this
+host's. It changes nothing, waits a few seconds at most, and never raises for what it finds. A new
+one is written below and named in `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pyvxlan.daemon import dockerconfig
+from pyvxlan.daemon.apiclient import ApiClient, ClientError
+from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.errors import ConfigError
+from pyvxlan.daemon.findings import Finding, Level
+
+OLDEST_DOCKER = (20, 10)
+CALL_S = 3.0
+PROC = Path("/proc")
+UNIT = "pyvxlan-daemon.service"
+DOCKER_UNIT = "docker.service"
+
+
+@dataclass(frozen=True, slots=True)
+class Dockerd:
+    """The Docker Engine of this host that runs."""
+
+    pid: int
+    words: tuple[str, ...]
+    """Its command line."""
+    started_s: float
+    """When, in seconds since the epoch."""
+
+    def options(self, name: str) -> list[str]:
+        """The values of an option that it was started with."""
+        found = []
+        for word, following in zip(self.words[1:], (*self.words[2:], ""), strict=True):
+            head, equals, value = word.lstrip("-").partition("=")
+            if word.startswith("-") and head == name:
+                found.append(value if equals else following)
+        return found
+
+
+class Host:
+    """What the checks look at, read when first asked for.
+
+    Args:
+        settings: Those of this host's daemon.
+        daemon_json: Docker's configuration file; None for the one that the Engine was started
+            with, or the usual one.
+    """
+
+    def __init__(self, settings: Settings, daemon_json: Path | None = None) -> None:
+        self.settings = settings
+        self._daemon_json = daemon_json
+
+    @cached_property
+    def status(self) -> Mapping[str, Any] | ClientError:
+        """What the daemon says of itself, or why it does not."""
+        try:
+            status: Mapping[str, Any] = ApiClient(self.settings.run_dir).get("status")
+        except ClientError as error:
+            return error
+        return status
+
+    @cached_property
+    def dockerd(self) -> Dockerd | None:
+        """The Engine that wrote the process id beside its socket."""
+        try:
+            pid = int((self.settings.docker_socket.parent / "docker.pid").read_text().strip())
+            words = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
+            stat = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            booted = re.search(r"^btime (\d+)", (PROC / "stat").read_text(), re.MULTILINE)
+        except (OSError, ValueError):
+            return None
+        if not words or Path(words[0]).name != "dockerd" or booted is None:
+            return None
+        ticks = int(stat[19])  # starttime, the 22nd field (proc(5)); counted behind the name
+        return Dockerd(pid, tuple(words), int(booted[1]) + ticks / os.sysconf("SC_CLK_TCK"))
+
+    @property
+    def daemon_json(self) -> Path:
+        """Docker's configuration file."""
+        named = self.dockerd.options("config-file") if self.dockerd else []
+        return self._daemon_json or Path(named[-1] if named else dockerconfig.DAEMON_JSON)
+
+    @cached_property
+    def docker_there(self) -> bool:
+        """Whether this host has Docker, as far as the daemon is concerned."""
+        return bool(self.settings.plugin_path) and (
+            self.settings.docker_socket.exists() or self.daemon_json.exists()
+        )
+
+
+Check: TypeAlias = Callable[[Host], Finding | None]
+
+
+def examine(host: Host, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
+    """Looks at everything, in order; what is not this host's is left out."""
+    for check in CHECKS if checks is None else checks:
+        if found := check(host):
+            yield found
+
+
+def check_daemon(host: Host) -> Finding:
+    """Whether the daemon answers."""
+    status = host.status
+    if isinstance(status, ClientError):
+        return Finding("error", "daemon", str(status))
+    if problems := status["reconcile"]["problems"]:
+        return Finding("warning", "daemon", f"answers, but: {problems[0]} (pyvxlan status)")
+    return Finding("ok", "daemon", f"answers, pid {status['pid']}")
+
+
+def check_store(host: Host) -> Finding | None:
+    """Whether the daemon is in step with its store."""
+    if isinstance(host.status, ClientError):
+        return None
+    store = host.status["store"]
+    if not store["synced"]:
+        text = f"{store['url']} does not answer ({store['cause']}): see pyvxlan store check"
+        return Finding("error", "store", text)
+    if store["problem"]:
+        return Finding("error", "store", f"this host is not registered: {store['problem']}")
+    return Finding("ok", "store", f"{store['url']} is in step")
+
+
+def check_docker(host: Host) -> Finding | None:
+    """Whether Docker's API answers, and is not too old."""
+    if not host.docker_there:
+        return None
+    path = host.settings.docker_socket
+    try:
+        version = str(_call(path, "GET", "/version")["Version"])
+    except (OSError, HTTPException, ValueError, LookupError) as error:
+        return Finding(
+            "error",
+            "docker",
+            f"no Docker answers on {path} ({_reason(error)}): start it (systemctl start docker), "
+            "or name its socket with the setting docker_socket",
+        )
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_DOCKER:
+        return Finding("error", "docker", f"version {version}: 20.10 or later is needed")
+    return Finding("ok", "docker", f"version {version}")
+
+
+def check_plugin(host: Host) -> Finding | None:
+    """Whether the plug-in answers where Docker looks for it."""
+    path = host.settings.plugin_path
+    if not host.docker_there or path is None:
+        return None
+    remedy = "restart pyvxlan-daemon, and see its log"
+    try:
+        implements = _call(path, "POST", "/Plugin.Activate")["Implements"]
+    except (OSError, HTTPException, ValueError, LookupError) as error:
+        text = f"nobody answers on {path} ({_reason(error)}): {remedy}"
+        return Finding("error", "plug-in", text)
+    if not {"NetworkDriver", "IpamDriver"} <= set(implements):
+        text = f"{path} is served by something else ({', '.join(implements)}): {remedy}"
+        return Finding("error", "plug-in", text)
+    return Finding("ok", "plug-in", f"answers on {path}, driver {path.stem}")
+
+
+def check_dns(host: Host) -> Finding | None:
+    """Whether Docker asks the daemon for names first."""
+    if not host.docker_there:
+        return None
+    level, text = _dns(host)
+    return Finding(level, "dns", text)
+
+
+def _dns(host: Host) -> tuple[Level, str]:
+    address, dockerd = host.settings.names_address, host.dockerd
+    given = dockerd.options("dns") if dockerd else []
+    if given[:1] == [address]:
+        return "ok", f"dockerd is started with --dns {address}"
+    if given:
+        return "error", (
+            f"dockerd is started with --dns {given[0]}: put --dns {address} before it, or take it "
+            "away and run pyvxlan docker setup"
+        )
+    path = host.daemon_json
+    try:
+        servers = dockerconfig.servers(path)
+    except ConfigError as error:
+        return "error", str(error)
+    if servers[:1] != (address,):
+        return "error", (
+            f"{path} does not name {address} first in dns, so containers find no names of other "
+            "hosts: run pyvxlan docker setup, and restart Docker"
+        )
+    if dockerd and path.stat().st_mtime > dockerd.started_s:
+        return "warning", f"{path} was changed after Docker had started: restart Docker"
+    return "ok", f"{path} names {address} first"
+
+
+def check_order(host: Host) -> Finding | None:
+    """Whether systemd starts the daemon before Docker."""
+    if not host.docker_there or not Path("/run/systemd/system").is_dir():
+        return None
+    shown = _systemd(UNIT)
+    return None if shown is None else order_of(shown)
+
+
+def order_of(shown: Mapping[str, str]) -> Finding:
+    """Judges what systemd says of the daemon's unit."""
+    if shown.get("LoadState") != "loaded":
+        text = (
+            f"systemd knows no {UNIT}: install it (docs/config.md), or start the daemon before "
+            "Docker some other way; a Docker with networks of ours waits for it"
+        )
+        return Finding("warning", "order", text)
+    if DOCKER_UNIT not in shown.get("Before", "").split():
+        text = f"{UNIT} has no Before={DOCKER_UNIT}: add it, then systemctl daemon-reload"
+        return Finding("error", "order", text)
+    if shown.get("UnitFileState") not in {"enabled", "enabled-runtime"}:
+        text = f"{UNIT} is not started at boot: systemctl enable pyvxlan-daemon"
+        return Finding("warning", "order", text)
+    return Finding("ok", "order", f"{UNIT} is started at boot, before Docker")
+
+
+DOCKER_CHECKS: Sequence[Check] = (check_docker, check_plugin, check_dns, check_order)
+CHECKS: Sequence[Check] = (check_daemon, check_store, *DOCKER_CHECKS)
+
+
+def _systemd(unit: str) -> Mapping[str, str] | None:
+    words = ["systemctl", "show", unit, "--property=LoadState,UnitFileState,Before"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(words, capture_output=True, text=True, timeout=CALL_S, check=True)
+        return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    return None
+
+
+def _call(path: Path, method: str, target: str) -> dict[str, Any]:
+    """One HTTP request on a unix socket; gives the JSON object of its answer."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request(method, target)
+        document = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    if not isinstance(document, dict):
+        raise ValueError(f"{target} answered with {document!r}")
+    return document
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=CALL_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or repr(error)
