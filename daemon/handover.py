@@ -110,6 +110,10 @@ class Handover:
         """Docker's endpoints on this host."""
         return [here for here in self._local.endpoints.values() if here.engine_id]
 
+    def endpoint(self, local: LocalEndpoint) -> Endpoint | None:
+        """What is published of one."""
+        return self._local.records.get(local.id)
+
     async def reserve_address(
         self, network_id: str, cidr: Cidr, address: Address | None
     ) -> Interface:

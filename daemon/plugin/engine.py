@@ -96,13 +96,18 @@ class Engine:
 
     def __init__(self, socket: Path, driver: str) -> None:
         self.driver = driver
+        self.reachable = False
+        """Whether Docker answers, as far as is known: its events are listened to."""
         self._socket = socket
         self._client: aiodocker.Docker | None = None
 
     async def close(self) -> None:
         """Lets go of the connections. May be called twice."""
         client, self._client = self._client, None
+        self.reachable = False
         if client:
+            with contextlib.suppress(aiodocker.DockerError, aiohttp.ClientError, OSError):
+                await client.events.stop()  # Raises once more what ended the events.
             await client.close()
 
     async def networks(self) -> list[EngineNetwork]:
@@ -180,6 +185,7 @@ class Engine:
         async with self._calling("listen", timeout_s=QUICK_S) as docker:
             await docker.version()
         subscriber = docker.events.subscribe(filters='{"type":["network","container"]}')
+        self.reachable = True
         yield None
         while (event := await subscriber.get()) is not None:
             actor = event.get("Actor") or {}
@@ -189,6 +195,7 @@ class Engine:
                 str(actor.get("ID", "")),
                 actor.get("Attributes") or {},
             )
+        self.reachable = False
 
     @contextlib.asynccontextmanager
     async def _calling(

@@ -29,7 +29,7 @@ from pyvxlan.daemon.plugin.codec import (
     NetworkCreation,
     NetworkDeletion,
 )
-from pyvxlan.daemon.plugin.engine import QUICK_S, Engine
+from pyvxlan.daemon.plugin.engine import QUICK_S, Engine, EngineError
 from pyvxlan.daemon.plugin.ipam import SPACE, IpamDriver, PendingPool
 from pyvxlan.daemon.plugin.pairing import Pairing
 from pyvxlan.daemon.requests import NetworkSpec, check_dns_name
@@ -163,6 +163,9 @@ class NetworkDriver:
         creation = self.arriving.get(request.endpoint_id)
         name = ""
         try:
+            # An Engine that starts calls us and answers nobody, for as long as we wait for it.
+            if not self._engine.reachable:
+                raise EngineError("Docker is starting")
             shown = await self._engine.network(request.network_id, timeout_s=QUICK_S)
             if told := shown.endpoints.get(request.endpoint_id):
                 name = told.name

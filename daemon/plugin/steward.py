@@ -65,8 +65,6 @@ class Steward:
     ) -> None:
         self.drivers: tuple[NetworkDriver, IpamDriver]
         """The plug-in's two halves; set before `run`."""
-        self.reachable = False
-        """Whether Docker answers."""
         self._engine = engine
         self._pairing = pairing
         self._handover = handover
@@ -83,29 +81,31 @@ class Steward:
 
     async def run(self) -> NoReturn:
         """Compares until cancelled."""
-        helpers = [
-            asyncio.create_task(self._listen(), name="docker events"),
-            asyncio.create_task(self._follow_networks(), name="docker networks"),
-        ]
         try:
-            for deletion in self._missed:
-                await self.drivers[0].delete_network(deletion)
-            while True:
-                self._wake.clear()
-                pause_s = INTERVAL_S
-                try:
-                    await self.compare()
-                except DaemonError as error:
-                    self._warn("compare", "networks not compared with Docker's cause=%s", error)
-                    pause_s = RETRY_S if self.reachable else INTERVAL_S
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause_s):
-                        await self._wake.wait()
+            async with asyncio.TaskGroup() as helpers:
+                helpers.create_task(self._listen(), name="docker events")
+                helpers.create_task(self._follow_networks(), name="docker networks")
+                await self._keep_comparing()
         finally:
-            for task in (*helpers, *self._tasks):
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*helpers, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             await self._engine.close()
+
+    async def _keep_comparing(self) -> NoReturn:
+        for deletion in self._missed:
+            await self.drivers[0].delete_network(deletion)
+        while True:
+            self._wake.clear()
+            pause_s = INTERVAL_S
+            try:
+                await self.compare()
+            except DaemonError as error:
+                self._warn("compare", "networks not compared with Docker's cause=%s", error)
+                pause_s = RETRY_S if self._engine.reachable else INTERVAL_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
 
     async def compare(self) -> None:
         """One comparison of everything.
@@ -138,6 +138,8 @@ class Steward:
         await self._sweep(shown)
         for engine_id in [entry.id for entry in shown]:
             await self.drivers[0].drop_unknown(engine_id)
+        if nameless := [here for here in self._handover.endpoints if not self._described(here)]:
+            self._spawn(self._describe_all(nameless))
         if failed:
             asyncio.get_running_loop().call_later(RETRY_S, self.poke)
 
@@ -246,18 +248,15 @@ class Steward:
                         self._reached()
                     else:
                         self._heard(event)
+                log.warning("docker lost")
             except DaemonError as error:
                 log.debug("docker not reached cause=%s", error)
-            if self.reachable:
-                log.warning("docker lost")
-            self.reachable = False
             await asyncio.sleep(RETRY_S)
 
     def _reached(self) -> None:
         log.info("docker reached")
-        self.reachable = True
         self.poke()
-        self._spawn(self._describe_all())
+        self._spawn(self._describe_all(self._handover.endpoints))
 
     def _heard(self, event: EngineEvent) -> None:
         if event.kind == "network" and event.action in {"create", "destroy", "remove", "prune"}:
@@ -282,17 +281,22 @@ class Steward:
 
     # Names
 
-    async def _describe_all(self) -> None:
-        """Learns the names of all containers on our networks again."""
-        for engine_id in list(self._pairing.pairs):
-            if not any(
-                here.network_id == self._pairing.pairs[engine_id].id
-                for here in self._handover.endpoints
-            ):
+    def _described(self, local: LocalEndpoint) -> bool:
+        """Whether an endpoint's container is known; that it is not yet, is right after a start."""
+        endpoint = self._handover.endpoint(local)
+        return endpoint is None or bool(endpoint.container_id)
+
+    async def _describe_all(self, endpoints: Sequence[LocalEndpoint]) -> None:
+        """Learns the names of the containers that have these endpoints."""
+        wanted = {here.engine_id for here in endpoints}
+        networks = {here.network_id for here in endpoints}
+        for engine_id, network in list(self._pairing.pairs.items()):
+            if network.id not in networks:
                 continue
             with contextlib.suppress(DaemonError):
-                shown = await self._engine.network(engine_id)
-                for container_id in {e.container_id for e in shown.endpoints.values()} - {""}:
+                shown = (await self._engine.network(engine_id)).endpoints.values()
+                found = {one.container_id for one in shown if one.id in wanted} - {""}
+                for container_id in found:
                     await self._describe(container_id)
 
     async def _describe(self, container_id: str) -> None:

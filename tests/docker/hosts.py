@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -20,9 +21,10 @@ from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from socket import AF_UNIX, socket
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.netns.world import BIN, Host, World, command, eventually
+from tests.servers.etcd import EtcdServer
 
 DOCKER = "/usr/bin/docker"
 """Debian's; another one may stand before it in the path."""
@@ -38,12 +40,13 @@ class DockerHost(Host):
         super().__init__(world, number)
         self.directory = world.directory / f"host{number}"
         self.cgroup = f"{world.name}h{number}"
-        self.config: dict[str, Any] = {"storage-driver": "overlay2", "dns": ["169.254.53.53"]}
-        """What stands in daemon.json at the next start of the Engine."""
+        self.config: dict[str, Any] = {"storage-driver": "overlay2"}
+        """What stands in daemon.json at the next start of the Engine, beside our `dns`."""
         self.holder: subprocess.Popen[bytes] | None = None
         self.containerd: subprocess.Popen[bytes] | None = None
         self.dockerd: subprocess.Popen[bytes] | None = None
         self.dockerd_log = self.directory / "dockerd.log"
+        self.daemon_json = self.directory / "daemon.json"
 
     # Where things run
 
@@ -82,6 +85,16 @@ class DockerHost(Host):
     def daemon_args(self, *extra: object) -> list[str]:
         return super().daemon_args("--plugin-socket", "/run/docker/plugins/pyvxlan.sock", *extra)
 
+    def pyvxlan(self, *args: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Runs `pyvxlan` where the host's files are; what the daemon was told, it is told."""
+        told = dict(itertools.pairwise(self.daemon_args()))
+        given = {flag: told[flag] for flag in ("--run-dir", "--state-dir", "--plugin-socket")}
+        words = [
+            f"PYVXLAN_{flag.strip('-').replace('-', '_').upper()}={value}"
+            for flag, value in given.items()
+        ]
+        return self.run("env", *words, BIN / "pyvxlan", *args, check=check)
+
     # The Engine
 
     def start_engine(self, *, wait: bool = True) -> None:
@@ -94,8 +107,9 @@ class DockerHost(Host):
                 log=self.directory / "containerd.log",
             )
             eventually((self.root / "run/containerd.sock").exists, within_s=START_S)
-        daemon_json = self.directory / "daemon.json"
+        daemon_json = self.daemon_json
         daemon_json.write_text(json.dumps(self.config))
+        self.pyvxlan("docker", "setup", "--file", daemon_json)
         self.dockerd = self._spawn(
             "dockerd",
             *("--containerd", "/run/containerd.sock", "--data-root", self.directory / "docker"),
@@ -303,18 +317,38 @@ class DockerWorld(World):
             host.import_image()
 
 
+W = TypeVar("W", bound=DockerWorld)
+
+
 @contextlib.contextmanager
 def docker_world(
-    name: str, hosts: int = 2, *daemon_options: object, start: bool = True
-) -> Iterator[DockerWorld]:
+    name: str,
+    hosts: int = 2,
+    *daemon_options: object,
+    start: bool = True,
+    kind: type[W] = DockerWorld,  # type: ignore[assignment]
+) -> Iterator[W]:
     """A world with Engines for the length of a `with`."""
-    made = DockerWorld(f"{name}{os.getpid() % 10000}", hosts, *daemon_options)
+    made = kind(f"{name}{os.getpid() % 10000}", hosts, *daemon_options)
     try:
         if start:
             made.start()
         yield made
     finally:
         made.close()
+
+
+class UnderlayEtcd(EtcdServer):
+    """An etcd at an address of the underlay that is no host's."""
+
+    def __init__(self, world: World) -> None:
+        address = "198.18.0.200"
+        super().__init__(world.directory / "etcd", address=address, netns=world.switch)
+        command("ip", "-n", world.switch, "addr", "add", f"{address}/24", "dev", "sw0")
+        command("ip", "-n", world.switch, "link", "set", "lo", "up")
+
+    def ready(self) -> bool:
+        return self.ctl("endpoint", "health", check=False).returncode == 0
 
 
 def create(host: DockerHost, name: str, *options: object) -> str:
@@ -340,6 +374,30 @@ def gone(host: DockerHost, name: str, *, within_s: float = 5) -> None:
         within_s=within_s,
         what=f"{name} is gone from Docker of {host.netns}",
     )
+
+
+def run(host: DockerHost, name: str, *options: object) -> None:
+    """Starts a container that stays, and that a stop ends at once."""
+    host.docker("run", "-itd", "--stop-signal", "KILL", "--name", name, *options, "busybox")
+
+
+def pings(host: DockerHost, container: str, target: str, *options: object) -> bool:
+    """Whether one of three pings is answered; a name may come a moment after its container."""
+    return (
+        "bytes from"
+        in host.docker_try("exec", container, "ping", *options, "-c", "1", "-W", "2", target).stdout
+    )
+
+
+def resolves(host: DockerHost, container: str, name: str) -> set[str]:
+    """The addresses of a name, once it has one."""
+
+    def addresses() -> set[str]:
+        printed = host.docker_try("exec", container, "nslookup", name).stdout
+        answer = printed.partition("\n\n")[2]
+        return {line.split()[-1] for line in answer.splitlines() if line.startswith("Address")}
+
+    return eventually(addresses, within_s=5, what=f"{name} resolves in {container}")
 
 
 def busybox_image() -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.docker.hosts import DockerHost, DockerWorld, create, gone, shown
+from tests.docker.hosts import DockerWorld, create, gone, pings, resolves, run, shown
 from tests.netns.world import eventually
 
 pytestmark = pytest.mark.docker
@@ -27,29 +27,6 @@ def clean(engines: DockerWorld) -> Iterator[None]:
     for host in engines.hosts:
         for name in names:
             gone(host, name)
-
-
-def run(host: DockerHost, name: str, *options: object) -> None:
-    host.docker("run", "-itd", "--name", name, *options, "busybox")
-
-
-def pings(host: DockerHost, container: str, target: str, *options: object) -> bool:
-    """Whether one of three pings is answered; a name may come a moment after its container."""
-    return (
-        "bytes from"
-        in host.docker_try("exec", container, "ping", *options, "-c", "1", "-W", "2", target).stdout
-    )
-
-
-def resolves(host: DockerHost, container: str, name: str) -> set[str]:
-    """The addresses of a name, once it has one."""
-
-    def addresses() -> set[str]:
-        printed = host.docker_try("exec", container, "nslookup", name).stdout
-        answer = printed.partition("\n\n")[2]
-        return {line.split()[-1] for line in answer.splitlines() if line.startswith("Address")}
-
-    return eventually(addresses, within_s=5, what=f"{name} resolves in {container}")
 
 
 def test_subnets_gateways_ranges_and_spared_addresses(engines: DockerWorld) -> None:

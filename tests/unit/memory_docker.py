@@ -72,7 +72,7 @@ class MemoryDocker(Engine):
     # What the daemon asks
 
     async def close(self) -> None:
-        """Nothing is open."""
+        self.reachable = False
 
     async def networks(self) -> list[EngineNetwork]:
         self._answer()
@@ -104,9 +104,11 @@ class MemoryDocker(Engine):
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
         self._answer()
+        self.reachable = True
         yield None
         while (event := await self._queue.get()) is not None:
             yield event
+        self.reachable = False
 
     # What users do
 
