@@ -103,6 +103,7 @@ def network() -> None:
 pyvxlan network create ov_net1
 pyvxlan network create --ipv6 --label team=blue ov_dual
 pyvxlan network create --subnet 10.9.0.0/24 --gateway 10.9.0.254 ov_nine
+pyvxlan network create --subnet 10.9.1.0/24 --aux-address router=10.9.1.9 ov_spared
 pyvxlan network create --internal --opt multicast=off ov_quiet
 """),
 )
@@ -113,6 +114,8 @@ pyvxlan network create --internal --opt multicast=off ov_quiet
               help="Address of the bridge in its subnet, else the first.")  # fmt: skip
 @click.option("--ip-range", "ip_ranges", multiple=True, metavar="CIDR",
               help="Part of its subnet to give addresses from.")  # fmt: skip
+@click.option("--aux-address", "aux_addresses", multiple=True, metavar="NAME=IP", callback=pairs,
+              help="Address that nobody gets. Repeat for several.")  # fmt: skip
 @click.option("--ipv6", is_flag=True, help="Add an IPv6 subnet.")
 @click.option("--mtu", type=int, metavar="BYTES", help="MTU inside, else what the underlay allows.")
 @click.option("--vni", type=int, metavar="N", help="Number on the wire, else a free one.")

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,8 @@ from pyvxlan.daemon.findings import Finding, Level
 OLDEST_DOCKER = (20, 10)
 CALL_S = 3.0
 PROC = Path("/proc")
+CLOCK_S = 0.05
+"""How far apart the clocks of processes and of files may be."""
 UNIT = "pyvxlan-daemon.service"
 DOCKER_UNIT = "docker.service"
 
@@ -82,13 +85,14 @@ class Host:
             pid = int((self.settings.docker_socket.parent / "docker.pid").read_text().strip())
             words = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
             stat = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            booted = re.search(r"^btime (\d+)", (PROC / "stat").read_text(), re.MULTILINE)
+            up_s = float((PROC / "uptime").read_text().split()[0])
         except (OSError, ValueError):
             return None
-        if not words or Path(words[0]).name != "dockerd" or booted is None:
+        if not words or Path(words[0]).name != "dockerd":
             return None
         ticks = int(stat[19])  # starttime, the 22nd field (proc(5)); counted behind the name
-        return Dockerd(pid, tuple(words), int(booted[1]) + ticks / os.sysconf("SC_CLK_TCK"))
+        started_s = time.time() - up_s + ticks / os.sysconf("SC_CLK_TCK")
+        return Dockerd(pid, tuple(words), started_s)
 
     @property
     def daemon_json(self) -> Path:
@@ -202,7 +206,7 @@ def _dns(host: Host) -> tuple[Level, str]:
             f"{path} does not name {address} first in dns, so containers find no names of other "
             "hosts: run pyvxlan docker setup, and restart Docker"
         )
-    if dockerd and path.stat().st_mtime > dockerd.started_s:
+    if dockerd and path.stat().st_mtime > dockerd.started_s + CLOCK_S:
         return "warning", f"{path} was changed after Docker had started: restart Docker"
     return "ok", f"{path} names {address} first"
 

@@ -127,6 +127,7 @@ def _subnet_document(subnet: Subnet) -> Document:
         "cidr": str(subnet.cidr),
         "gateway": str(subnet.gateway),
         "ip_range": str(subnet.ip_range) if subnet.ip_range else None,
+        "aux_addresses": {name: str(address) for name, address in subnet.aux},
     }
 
 

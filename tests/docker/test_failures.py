@@ -69,9 +69,10 @@ def clean(world: Failing) -> Iterator[None]:
 
 def keys(world: Failing, prefix: str) -> list[str]:
     """What the store holds below a prefix."""
-    below = f"/test/v1/{prefix}"
-    printed = world.etcd.ctl("get", "--prefix", "--keys-only", below).stdout
-    return [line.removeprefix("/test/v1/") for line in printed.split()]
+    printed = world.etcd.ctl("get", "--prefix", "--keys-only", "test/v1/").stdout
+    every = [line.removeprefix("test/v1/") for line in printed.split()]
+    assert "meta" in every, "else this looks at the wrong place"
+    return [key for key in every if key.startswith(prefix)]
 
 
 def nothing_left(world: Failing) -> None:
@@ -293,9 +294,9 @@ def test_plugin_answers_at_once_while_the_store_is_away(world: Failing) -> None:
     assert time.monotonic() - began_s < 2
     assert json.loads(printed) == {"Implements": ["NetworkDriver", "IpamDriver"]}
     host1.wait(within_s=60)
+    assert stream.lost() == 0
     host1.docker("rm", "-f", "c1")
     world.etcd.start()
-    assert stream.lost() == 0
     nothing_of(world, "c1")
 
 
@@ -305,6 +306,7 @@ def test_store_that_was_wiped_is_filled_again(world: Failing) -> None:
     world.etcd.kill()
     world.etcd.wipe()
     world.etcd.start()
+    eventually(lambda: "test/v1/meta" in world.etcd.ctl("get", "--prefix", "test/").stdout)
     eventually(lambda: len(keys(world, "ep/")) == 2, within_s=60, what="endpoints are back")
     assert stream.lost() == 0
     assert resolves(host2, "c2", "c1") == {"10.70.0.11"}

@@ -109,6 +109,31 @@ def test_names_of_all_kinds_cross_hosts(engines: DockerWorld) -> None:
     assert "name other is taken" in said
 
 
+def test_names_of_compose_and_of_other_runtimes_resolve_on_shared_networks_alone(
+    engines: DockerWorld,
+) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "proj_default", "--subnet", "10.69.0.0/24")
+    create(host1, "apart", "--subnet", "10.59.0.0/24")
+    shown(host2, "proj_default")
+    run(host1, "proj-web-1", "--network", "proj_default", "--network-alias", "web")
+    run(host1, "proj_db_1", "--network", "proj_default", "--network-alias", "db")
+    run(host1, "elsewhere", "--network", "apart")
+    run(host2, "asker", "--network", "proj_default")
+    bare = host1.container()
+    address = bare.attach("proj_default", "--name", "bare")["addresses"][0].partition("/")[0]
+    for name in ("web", "proj-web-1", "proj-web-1.proj_default"):
+        assert resolves(host2, "asker", name) == {"10.69.0.2"}, name
+    for name in ("db", "proj_db_1"):
+        assert resolves(host2, "asker", name) == {"10.69.0.3"}, name
+    assert resolves(host2, "asker", "bare") == {address}
+    assert pings(host2, "asker", "bare")
+    assert bare.ping("10.69.0.2") == 3
+    unknown = host2.docker_try("exec", "asker", "nslookup", "elsewhere.apart")
+    assert "NXDOMAIN" in unknown.stdout + unknown.stderr
+    bare.detach()
+
+
 def test_internal_network_has_names_and_no_way_out(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "inner", "--internal", "--subnet", "10.63.0.0/24")

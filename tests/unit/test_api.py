@@ -65,7 +65,9 @@ def test_network_is_created_shown_and_listed(door: Doorway, blue: Any) -> None:
         "name": "blue",
         "driver": "pyvxlan",
         "scope": "global",
-        "subnets": [{"cidr": "10.7.0.0/24", "gateway": "10.7.0.1", "ip_range": None}],
+        "subnets": [
+            {"cidr": "10.7.0.0/24", "gateway": "10.7.0.1", "ip_range": None, "aux_addresses": {}}
+        ],
         "mtu_bytes": 1450,
         "internal": False,
         "multicast": True,

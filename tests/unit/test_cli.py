@@ -81,13 +81,24 @@ def test_every_option_of_create_arrives(shell: Shell) -> None:
         shell(
             "network", "create", "full", "--subnet", "10.9.0.0/24", "--subnet", "fd09::/64",
             "--gateway", "10.9.0.254", "--ip-range", "10.9.0.128/25", "--ipv6", "--mtu", "1400",
+            "--aux-address", "router=10.9.0.129", "--aux-address", "old=fd09::9",
             "--vni", "5000", "--internal", "--opt", "multicast=off", "-o", "flood-rate=5",
             "--label", "team=blue", "--label", "empty=", "--format", "json",
         )
     )  # fmt: skip
     assert made["subnets"] == [
-        {"cidr": "10.9.0.0/24", "gateway": "10.9.0.254", "ip_range": "10.9.0.128/25"},
-        {"cidr": "fd09::/64", "gateway": "fd09::1", "ip_range": None},
+        {
+            "cidr": "10.9.0.0/24",
+            "gateway": "10.9.0.254",
+            "ip_range": "10.9.0.128/25",
+            "aux_addresses": {"router": "10.9.0.129"},
+        },
+        {
+            "cidr": "fd09::/64",
+            "gateway": "fd09::1",
+            "ip_range": None,
+            "aux_addresses": {"old": "fd09::9"},
+        },
     ]
     assert (made["mtu_bytes"], made["vni"], made["internal"]) == (1400, 5000, True)
     assert made["multicast"] is False

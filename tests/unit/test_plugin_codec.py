@@ -1,0 +1,147 @@
+"""Docker's requests: those recorded from a real one, and whatever else may come."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvxlan.daemon.errors import InvalidError
+from pyvxlan.daemon.plugin import codec, server
+from pyvxlan.daemon.plugin.codec import (
+    AddressRelease,
+    AddressRequest,
+    EndpointCall,
+    EndpointCreation,
+    JoinCall,
+    NetworkCreation,
+    NetworkDeletion,
+    PoolData,
+    PoolRelease,
+    PoolRequest,
+    parse,
+)
+
+RECORDED = Path(__file__).parents[1] / "data" / "docker-20.10-requests.jsonl"
+"""What dockerd 20.10.24 sent to this plug-in, with the command that made it do so."""
+CALLS = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+
+
+def bodies(when: str, method: str) -> list[Any]:
+    found = [parse(method, json.dumps(one["body"]).encode()) for one in CALLS
+             if (one["when"], one["method"]) == (when, method)]  # fmt: skip
+    assert found, (when, method)
+    return found
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call['when']}: {call['method']}")
+def test_every_recorded_request_is_understood(call: dict[str, Any]) -> None:
+    assert call["method"] in server.METHODS
+    assert parse(call["method"], json.dumps(call["body"]).encode()) is not None
+
+
+def test_network_with_every_option_is_read_whole() -> None:
+    when = "network create, every option"
+    assert bodies(when, "IpamDriver.RequestPool") == [
+        PoolRequest("10.88.0.0/16", "10.88.5.0/24", v6=False),
+        PoolRequest("fd88::/64", "", v6=True),
+    ]
+    four, six = "pyvxlan/10.88.0.0/16", "pyvxlan/fd88::/64"
+    assert bodies(when, "IpamDriver.RequestAddress") == [
+        AddressRequest(four, "10.88.0.254", gateway=True),
+        AddressRequest(four, "10.88.5.9"),
+        AddressRequest(six, "", gateway=True),
+    ]
+    (network,) = bodies(when, "NetworkDriver.CreateNetwork")
+    assert network == NetworkCreation(
+        network.network_id,
+        (
+            PoolData("10.88.0.0/16", "10.88.0.254/16", "pyvxlan", {"r": "10.88.5.9/16"}),
+            PoolData("fd88::/64", "fd88::1/64", "pyvxlan"),
+        ),
+        {"com.docker.network.driver.mtu": "1400", "vni": "4711"},
+        internal=True,
+        ipv6=True,
+    )
+
+
+def test_container_with_every_option_is_read_whole() -> None:
+    when = "run, every option"
+    (address,) = bodies(when, "IpamDriver.RequestAddress")
+    assert address == AddressRequest("pyvxlan/10.0.9.0/24", "10.0.9.99")
+    (creation,) = bodies(when, "NetworkDriver.CreateEndpoint")
+    assert creation == EndpointCreation(
+        creation.network_id, creation.endpoint_id, "10.0.9.99/24", "", "02:aa:bb:cc:dd:ee"
+    )
+    (joining,) = bodies(when, "NetworkDriver.Join")
+    assert joining == JoinCall(
+        creation.network_id, creation.endpoint_id, "/var/run/docker/netns/377739e071c8"
+    )
+
+
+def test_dual_stack_container_has_both_addresses() -> None:
+    (creation,) = bodies("run on a dual-stack internal network", "NetworkDriver.CreateEndpoint")
+    assert (creation.address, creation.address6) == ("10.88.5.0/16", "fd88::77/64")
+
+
+def test_end_of_a_container_and_of_a_network_are_read() -> None:
+    (left,) = bodies("rm -f", "NetworkDriver.Leave")
+    assert left == EndpointCall(left.network_id, left.endpoint_id)
+    assert bodies("rm -f", "NetworkDriver.DeleteEndpoint") == [left]
+    assert bodies("rm -f", "IpamDriver.ReleaseAddress") == [
+        AddressRelease("pyvxlan/10.0.9.0/24", "10.0.9.2")
+    ]
+    assert bodies("network rm", "IpamDriver.ReleasePool") == [PoolRelease("pyvxlan/10.0.9.0/24")]
+    (deleted,) = bodies("network rm", "NetworkDriver.DeleteNetwork")
+    assert deleted == NetworkDeletion(left.network_id)
+
+
+def test_copy_names_its_network() -> None:
+    (pool,) = bodies("copy by the daemon", "IpamDriver.RequestPool")
+    assert pool.copy_of == "5ea441abcf4972edb370cae36206a292"
+
+
+def test_addresses_of_dockers_own_ipam_are_told_from_ours() -> None:
+    when = "network create without --ipam-driver"
+    (network,) = bodies(when, "NetworkDriver.CreateNetwork")
+    assert [pool.space for pool in network.pools] == ["LocalDefault"]
+
+
+def test_what_newer_dockers_add_is_read_or_ignored() -> None:
+    # By their source: 29 names the container, 28 has enable_ipv4 and GwAllocCheck.
+    body = {
+        "PoolID": "pyvxlan/10.0.0.0/24",
+        "Address": "",
+        "Options": {"com.docker.network.endpoint.name": "bbox1", "new": {"a": [1]}},
+        "Newer": 1,
+    }
+    asked = parse("IpamDriver.RequestAddress", json.dumps(body).encode())
+    assert asked == AddressRequest("pyvxlan/10.0.0.0/24", "", name="bbox1")
+    assert parse("NetworkDriver.GwAllocCheck", b"whatever") is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["NetworkID", "EndpointID", "Options", "Interface", "Address", "PoolID", "Pool",
+             "IPv4Data", "IPv6Data", "AuxAddresses", codec.GENERIC, codec.INTERNAL, "V6"]
+        ),
+        inner,
+        max_size=6,
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(method=st.sampled_from(sorted(server.METHODS)), body=JSON | st.binary(max_size=40))
+def test_no_body_makes_the_reader_fail_in_another_way(method: str, body: object) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with contextlib.suppress(InvalidError):
+        parse(method, raw)
