@@ -66,6 +66,7 @@ def compare(
     pairs: Mapping[str, Network],
     *,
     hidden: Collection[str] = (),
+    leaving: Collection[str] = (),
 ) -> list[Step]:
     """Gives the steps, removals before what takes their place.
 
@@ -74,12 +75,15 @@ def compare(
         shown: Docker's networks of our driver.
         pairs: What is known to belong together, by Docker's id.
         hidden: The cluster's networks that this host's Docker shall not show.
+        leaving: Docker's ids of pairs that may be about to end; what is not listed of them counts
+            as there.
     """
     steps: list[Step] = []
     by_name = {network.name: network for network in networks.values()}
     listed = {entry.id: entry for entry in shown}
-    here: set[str] = set()
-    steps += [Part(engine_id) for engine_id in pairs if engine_id not in listed]
+    missing = pairs.keys() - listed.keys()
+    here = {pairs[engine_id].id for engine_id in missing if engine_id in leaving}
+    steps += [Part(engine_id) for engine_id in pairs if engine_id in missing - set(leaving)]
     # Known pairs first: of several networks with one name the one that is paired stays.
     for entry in sorted(shown, key=lambda entry: (entry.id not in pairs, entry.id)):
         known = pairs.get(entry.id)

@@ -28,6 +28,7 @@ class Pairing:
     def __init__(self, local: LocalRecords) -> None:
         self._local = local
         self._pairs: dict[str, Network] = {}
+        self._lost: dict[str, Network] = {}
         self._hidden: set[str] = set()
         self._doomed: set[str] = set()
         self._load(local.document(DOCUMENT))
@@ -55,7 +56,7 @@ class Pairing:
 
     def part(self, engine_id: str, *, doomed: bool = False) -> Network | None:
         """Ends a pair; gives the cluster's side, which is noted as `doomed` at the same moment."""
-        network = self._pairs.pop(engine_id, None)
+        network = self._pairs.pop(engine_id, None) or self._lost.pop(engine_id, None)
         if network:
             if doomed:
                 self._doomed.add(network.id)
@@ -66,6 +67,12 @@ class Pairing:
         """Notes that hidden networks are gone from the cluster."""
         if self._hidden & set(network_ids):
             self._hidden -= set(network_ids)
+            self._save()
+
+    def lose(self, engine_id: str) -> None:
+        """Ends a pair that Docker does not list; if it still says why, `part` knows of it."""
+        if network := self._pairs.pop(engine_id, None):
+            self._lost[engine_id] = network
             self._save()
 
     def settle(self, network_id: str, *, hidden: bool) -> None:

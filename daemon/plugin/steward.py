@@ -40,6 +40,9 @@ SHOWN_S = 5.0
 """How long the store may take to show this host what it has just written."""
 ORPHAN_S = 60.0
 """How long Docker may take from a subnet to its network."""
+LOST_S = 2.0
+"""How long a network may lack in Docker's list until it is lost. One that Docker is removing is no
+more in the list when the plug-in is told."""
 WARN_AGAIN_S = 300.0
 
 
@@ -74,6 +77,8 @@ class Steward:
         self._warned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._swept = False
+        self._missing_s: dict[str, float] = {}
+        """Since when paired networks lack in Docker's list."""
 
     def poke(self) -> None:
         """Asks for a comparison now."""
@@ -123,7 +128,10 @@ class Steward:
             id_: one for id_, one in self._state.networks.items() if id_ not in self._pairing.doomed
         }
         self._pairing.forget_hidden(self._pairing.hidden - networks.keys())
-        steps = compare(networks, shown, self._pairing.pairs, hidden=self._pairing.hidden)
+        pairs = self._pairing.pairs
+        steps = compare(
+            networks, shown, pairs, hidden=self._pairing.hidden, leaving=self._leaving(shown)
+        )
         failed = False
         deleted = self.drivers[0].deleted
         deleted.intersection_update({entry.id for entry in shown})
@@ -143,6 +151,16 @@ class Steward:
         if failed:
             asyncio.get_running_loop().call_later(RETRY_S, self.poke)
 
+    def _leaving(self, shown: Sequence[EngineNetwork]) -> set[str]:
+        """Paired networks that Docker has stopped listing a moment ago; looks again after it."""
+        now_s = time.monotonic()
+        missing = self._pairing.pairs.keys() - {entry.id for entry in shown}
+        self._missing_s = {id_: self._missing_s.get(id_, now_s) for id_ in missing}
+        leaving = {id_ for id_, since_s in self._missing_s.items() if now_s - since_s < LOST_S}
+        if leaving:
+            asyncio.get_running_loop().call_later(LOST_S, self.poke)
+        return leaving
+
     # Steps
 
     async def _take(self, step: Step) -> None:
@@ -151,8 +169,8 @@ class Steward:
                 self._pairing.join(engine_id, network)
             case Part(engine_id=engine_id):
                 # Docker's disk was lost, or nobody was there to be told. It is not a removal.
-                if self._pairing.part(engine_id):
-                    log.warning("network lost by Docker, shown again docker=%s", engine_id[:12])
+                self._pairing.lose(engine_id)
+                log.warning("network lost by Docker, shown again docker=%s", engine_id[:12])
             case Remove(shown=shown, why=why):
                 log.warning("network taken out of Docker name=%s why=%s", shown.name, why)
                 await self._remove(shown)

@@ -60,6 +60,10 @@ class MemoryDocker(Engine):
         self.deleting = asyncio.Event()
         """While clear, networks stay in the list after the plug-in was told of their end."""
         self.deleting.set()
+        self.telling = asyncio.Event()
+        """While clear, networks are in the list no more, and the plug-in was not told."""
+        self.telling.set()
+        self._vanished: set[str] = set()
         self._queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
 
     async def call(self, method: str, **body: object) -> Mapping[str, Any]:
@@ -76,7 +80,7 @@ class MemoryDocker(Engine):
 
     async def networks(self) -> list[EngineNetwork]:
         self._answer()
-        return [replace(one, endpoints={}) for one in self.disk.networks.values()]
+        return [replace(one, endpoints={}) for one in self._listed()]
 
     async def network(self, engine_id: str, *, timeout_s: float = 0) -> EngineNetwork:
         self._answer()
@@ -122,7 +126,7 @@ class MemoryDocker(Engine):
     ) -> str:
         """`docker network create`, with subnets and their gateways (empty: to be chosen)."""
         self._answer()
-        if any(one.name == name for one in self.disk.networks.values()):
+        if any(one.name == name for one in self._listed()):
             raise ConflictError(f"network with name {name} already exists")
         engine_id = _random_id()
         wished = list(subnets) or [("", "")]
@@ -180,6 +184,9 @@ class MemoryDocker(Engine):
         shown = self.disk.networks[engine_id]
         if shown.endpoints:
             raise ConflictError(f"network {shown.name} has active endpoints")
+        if not self.telling.is_set():
+            self._vanished.add(engine_id)
+            await self.telling.wait()
         for cidr in shown.subnets:
             await self.call("IpamDriver.ReleasePool", PoolID=f"pyvxlan/{cidr}")
         await self.call("NetworkDriver.DeleteNetwork", NetworkID=engine_id)
@@ -289,9 +296,12 @@ class MemoryDocker(Engine):
 
     def of_name(self, name: str) -> EngineNetwork | None:
         """The network that it lists under a name; fails if there are two."""
-        found = [one for one in self.disk.networks.values() if one.name == name]
+        found = [one for one in self._listed() if one.name == name]
         assert len(found) < 2, found
         return found[0] if found else None
+
+    def _listed(self) -> list[EngineNetwork]:
+        return [one for one in self.disk.networks.values() if one.id not in self._vanished]
 
     def _answer(self) -> None:
         if self.down:

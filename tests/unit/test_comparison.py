@@ -104,6 +104,15 @@ def test_steps(
     assert kinds(compare({n.id: n for n in networks}, docker, pairs, hidden=hidden)) == steps
 
 
+def test_network_that_may_be_about_to_go_is_neither_parted_nor_copied() -> None:
+    networks = {ONE.id: ONE}
+    assert compare(networks, [], {"a": ONE}, leaving={"a"}) == []
+    assert kinds(compare(networks, [], {"a": ONE}, leaving={"b"})) == [
+        ("Part", "a"),
+        ("Copy", "n1"),
+    ]
+
+
 def carry_out(
     steps: list[Step],
     networks: dict[str, Network],

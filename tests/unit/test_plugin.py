@@ -11,7 +11,7 @@ import pytest
 
 from pyvxlan.daemon.errors import ConflictError
 from pyvxlan.daemon.model import Network
-from pyvxlan.daemon.plugin import server
+from pyvxlan.daemon.plugin import server, steward
 from pyvxlan.daemon.plugin.engine import EngineContainer
 from pyvxlan.daemon.requests import NetworkSpec
 from tests.unit.memory_docker import Disk, DockerCluster, DockerNode
@@ -146,6 +146,23 @@ async def test_network_that_docker_still_lists_after_its_end_is_not_published_ag
     one.docker.deleting.set()
     await removal
     await two.hides("n1")
+
+
+@pytest.mark.parametrize("lost_s", [60.0, 0.0], ids=["at once", "after it was taken for lost"])
+async def test_network_that_vanishes_before_docker_says_why_is_removed(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch, lost_s: float
+) -> None:
+    here, _ = await everywhere(one, two)
+    monkeypatch.setattr(steward, "LOST_S", lost_s)
+    one.docker.telling.clear()
+    removal = asyncio.create_task(one.docker.remove_network(here))
+    await one.docker.create_network("n2")
+    await two.shows("n2")  # Comparisons went by while n1 was not listed.
+    one.docker.telling.set()
+    await removal
+    await two.hides("n1")
+    await one.lacks("n1")
+    await one.hides("n1")
 
 
 async def test_hidden_network_that_docker_still_lists_stays_hidden(
