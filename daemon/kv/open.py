@@ -15,7 +15,8 @@ from pyvxlan.daemon.kv.store import Store
 from pyvxlan.daemon.kv.url import StoreUrl, parse_url
 
 CLIENTS = {
-    "etcd": ("pyvxlan.daemon.kv.etcd", "EtcdStore", "etcd"),
+    "etcd": ("pyvxlan.daemon.kv.etcd.store", "EtcdStore", "etcd"),
+    "etcd+python-etcd3": ("pyvxlan.daemon.kv.etcd3.store", "Etcd3Store", "python-etcd3"),
     "consul": ("pyvxlan.daemon.kv.consul", "ConsulStore", "consul"),
     "zk": ("pyvxlan.daemon.kv.zookeeper", "ZookeeperStore", "zookeeper"),
 }

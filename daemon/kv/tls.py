@@ -70,18 +70,18 @@ def pem(path: Path, what: str, url: StoreUrl) -> bytes:
         raise ConfigError(f"store {url}: {what} {path} can't be read: {error.strerror}") from error
 
 
-def trusted(url: StoreUrl) -> bytes:
-    """The certificates to trust: those of the URL's `ca`, or else the system's.
+def trusted(url: StoreUrl) -> Path:
+    """The file of certificates to trust: the URL's `ca`, or else the system's.
 
     Raises:
-        ConfigError: There are none.
+        ConfigError: There is none.
     """
     if url.ca is not None:
-        return pem(url.ca, "ca", url)
+        return url.ca
     paths = (os.environ.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile, *SYSTEM_CAS)
     for path in paths:
         if path and Path(path).is_file():
-            return pem(Path(path), "file of the system's certificates", url)
+            return Path(path)
     raise ConfigError(f"store {url}: this system trusts no certificates: name a file with ca=PATH")
 
 

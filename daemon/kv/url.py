@@ -116,6 +116,12 @@ def same_store(one: StoreUrl, other: StoreUrl) -> bool:
     )
 
 
+def member_name(member: Member) -> str:
+    """Writes a member as the URL does."""
+    host, port = member
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def sqlite_path(url: str) -> Path:
     """Reads the path out of `sqlite:////path` or `sqlite:///path`; both mean `/path`.
 

@@ -22,7 +22,8 @@ from pyvxlan.daemon.errors import (
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Live, Put, Removal, Snapshot, Stale, Write
-from pyvxlan.daemon.kv.etcd import EtcdStore, health, keys
+from pyvxlan.daemon.kv.etcd import health, keys
+from pyvxlan.daemon.kv.etcd.store import EtcdStore
 from pyvxlan.daemon.kv.health import Finding
 from pyvxlan.daemon.kv.url import parse_url
 from tests.kv.conftest import eventually

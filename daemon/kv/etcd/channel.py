@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import TypeAlias
-
-# gRPC's fork handlers crash a third of what pyroute2 forks to enter a namespace, and slow the rest.
-os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
-# What it would print of each failed attempt, the store's own errors tell with the remedy.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from grpc import aio
 
 from pyvxlan.daemon.errors import (
     ConfigError,
-    StoreConflictError,
     StoreError,
     StoreUnavailableError,
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv.etcd import messages as pb
+from pyvxlan.daemon.kv.etcd.answers import HAS_LEADER, Verdict, explain, judge
 from pyvxlan.daemon.kv.tls import client_context, pem, trusted, why_unreachable
-from pyvxlan.daemon.kv.url import Member, StoreUrl, read_secret
+from pyvxlan.daemon.kv.url import Member, StoreUrl, member_name, read_secret
 
 log = logging.getLogger(__name__)
 
@@ -66,33 +59,6 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _GONE = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN
-_LEADER = ("hasleader", "true")
-"""Metadata by which a member without a leader refuses, instead of being silent."""
-
-
-class _Verdict(Enum):
-    """What became of a call that failed."""
-
-    EXPIRED = "not applied: the token is unknown, authenticate and repeat"
-    ELSEWHERE = "not applied: another member, or this one later, may serve it"
-    REFUSED = "not applied, and nobody else would"
-    UNKNOWN = "may have been applied"
-
-
-_EXPIRED = ("invalid auth token", "revision of auth store is old", "user name is empty")
-_ELSEWHERE = ("no leader", "not capable", "too many requests", "learner")
-_REFUSING_CODES = frozenset(
-    {
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.OUT_OF_RANGE,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.PERMISSION_DENIED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.DATA_LOSS,
-        grpc.StatusCode.UNIMPLEMENTED,
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +68,6 @@ class Seen:
     cluster_id: int = 0
     revision: int = 0
     raft_term: int = 0
-
-
-class CompactedError(StoreError):
-    """The revision that was asked for is history no more."""
 
 
 class _Member:
@@ -197,7 +159,7 @@ class EtcdChannel:
                 attempt_s = min(attempt_s, left_s) if repeatable else left_s
                 answer = await member.call(method, request, token, attempt_s)
             except aio.AioRpcError as error:
-                verdict, failure = _judge(error), self._explain(error, member)
+                verdict, failure = _judged(error), self._explained(error, member)
                 failure.__cause__ = error
             except asyncio.CancelledError:
                 if not self._closed or is_cancelled():
@@ -207,17 +169,17 @@ class EtcdChannel:
                 if method in {pb.RANGE, pb.TXN}:
                     self._note(before, answer.header, member)
                 return answer
-            if verdict is _Verdict.EXPIRED and self.url.user and not renewed:
+            if verdict is Verdict.EXPIRED and self.url.user and not renewed:
                 self._forget(token)
                 renewed = True
                 continue
-            if verdict is _Verdict.UNKNOWN and (repeatable or not sent):
-                verdict = _Verdict.ELSEWHERE
-            if verdict in {_Verdict.ELSEWHERE, _Verdict.UNKNOWN}:
+            if verdict is Verdict.UNKNOWN and (repeatable or not sent):
+                verdict = Verdict.ELSEWHERE
+            if verdict in {Verdict.ELSEWHERE, Verdict.UNKNOWN}:
                 self.avoid(member.name)
-            if verdict is _Verdict.UNKNOWN:
+            if verdict is Verdict.UNKNOWN:
                 raise StoreUncertainError(f"{failure}; maybe it was applied") from failure
-            if verdict is not _Verdict.ELSEWHERE or time.monotonic() + PAUSE_S > deadline:
+            if verdict is not Verdict.ELSEWHERE or time.monotonic() + PAUSE_S > deadline:
                 raise failure
             await asyncio.sleep(PAUSE_S)
 
@@ -232,7 +194,7 @@ class EtcdChannel:
             token = await self._authenticated(member)
         except aio.AioRpcError as error:
             self.avoid(member.name)
-            raise self._explain(error, member) from error
+            raise self._explained(error, member) from error
         make = member.channel.stream_stream(
             method.path, request_serializer=pb.emit, response_deserializer=method.parse
         )
@@ -240,11 +202,11 @@ class EtcdChannel:
 
     def failure(self, error: aio.AioRpcError, member_name: str) -> StoreError:
         """Says why a stream ended, and turns to another member and a new token."""
-        if _judge(error) is _Verdict.EXPIRED:
+        if _judged(error) is Verdict.EXPIRED:
             self._forget(self._token)
         else:
             self.avoid(member_name)
-        return self._explain(error, self._named(member_name))
+        return self._explained(error, self._named(member_name))
 
     def avoid(self, member_name: str) -> None:
         """Makes the member the last to be asked."""
@@ -268,9 +230,9 @@ class EtcdChannel:
             token = await self._authenticated(member)
             return await member.call(method, request, token, ATTEMPT_S)
         except aio.AioRpcError as error:
-            if _judge(error) is _Verdict.EXPIRED:
+            if _judged(error) is Verdict.EXPIRED:
                 self._token = None if self.url.user else ""
-            raise self._explain(error, member) from error
+            raise self._explained(error, member) from error
 
     async def close(self) -> None:
         """Ends every call and connection."""
@@ -333,7 +295,7 @@ class EtcdChannel:
             request = pb.AuthenticateRequest(name=self.url.user, password=password)
             answer = await member.call(pb.AUTHENTICATE, request, "", ATTEMPT_S)
         except ConfigError as error:
-            refusal = StoreUnavailableError(str(error))
+            refusal: StoreError = StoreUnavailableError(str(error))
         except aio.AioRpcError as error:
             details = error.details() or ""
             if "authentication is not enabled" in details:
@@ -343,10 +305,7 @@ class EtcdChannel:
                 return ""
             if "invalid user ID or password" not in details:
                 raise
-            refusal = StoreUnavailableError(
-                f"store {self.url}: {member.name} refuses user {self.url.user} with the password "
-                f"in {self.url.password_file}: correct them, or set it with etcdctl user passwd"
-            )
+            refusal = self._explained(error, member)
         else:
             return str(answer.token)
         self._refused = (time.monotonic(), refusal)
@@ -372,63 +331,24 @@ class EtcdChannel:
         elif not reason and now.revision >= self.seen.revision:
             self.seen = now
 
+    def _explained(self, error: aio.AioRpcError, member: _Member) -> StoreError:
+        return explain(error.code(), error.details() or "", member.name, self.url)
+
     def _closed_error(self, *, unsure: bool) -> StoreError:
         kind = StoreUncertainError if unsure else StoreUnavailableError
         return kind(f"store {self.url} is closed")
 
-    def _explain(self, error: aio.AioRpcError, member: _Member) -> StoreError:
-        """Turns etcd's answer into ours, with the remedy."""
-        details = error.details() or str(error.code())
-        about = f"store {self.url}: {member.name}"
-        if "lease not found" in details:
-            return StoreConflictError(f"{about}: the session has expired")
-        if "required revision has been compacted" in details:
-            return CompactedError(f"{about}: {details}")
-        for words, text in _REMEDIES:
-            if words in details:
-                user = f"user {self.url.user}" if self.url.user else "this daemon"
-                prefix = self.url.prefix
-                return StoreUnavailableError(f"{about} {text.format(user=user, prefix=prefix)}")
-        if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-            return StoreUnavailableError(f"{about} did not answer in time")
-        return StoreUnavailableError(f"{about}: {details}")
-
-
-_REMEDIES = (
-    (
-        "permission denied",
-        "does not let {user} use {prefix}/: run etcdctl role grant-permission ROLE --prefix=true "
-        "readwrite {prefix}/",
-    ),
-    ("user name is empty", "wants a user: add ?user=NAME&password-file=PATH to the URL"),
-    (
-        "database space exceeded",
-        "has no space left (alarm NOSPACE) and takes no change: compact and defragment it, then "
-        "run etcdctl alarm disarm",
-    ),
-    ("corrupt cluster", "found its data damaged (alarm CORRUPT): replace that member"),
-    ("request is too large", "refuses so large a change: start it with more --max-request-bytes"),
-    ("no leader", "has no leader: most members must run and reach each other"),
-)
-"""What etcd says when it refuses, and what to do about it."""
-
 
 def _credentials(url: StoreUrl) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(
-        trusted(url),
+        pem(trusted(url), "ca", url),
         pem(url.key, "key", url) if url.key else None,
         pem(url.cert, "cert", url) if url.cert else None,
     )
 
 
-def member_name(address: Member) -> str:
-    """Writes a member as the URL does."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def _metadata(token: str) -> tuple[tuple[str, str], ...]:
-    return (_LEADER, ("token", token)) if token else (_LEADER,)
+    return (HAS_LEADER, ("token", token)) if token else (HAS_LEADER,)
 
 
 def is_cancelled() -> bool:
@@ -437,10 +357,5 @@ def is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _judge(error: aio.AioRpcError) -> _Verdict:
-    code, details = error.code(), error.details() or ""
-    if any(words in details for words in _EXPIRED):
-        return _Verdict.EXPIRED
-    if details.startswith("etcdserver:") and any(words in details for words in _ELSEWHERE):
-        return _Verdict.ELSEWHERE
-    return _Verdict.REFUSED if code in _REFUSING_CODES else _Verdict.UNKNOWN
+def _judged(error: aio.AioRpcError) -> Verdict:
+    return judge(error.code(), error.details() or "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from grpc import aio
 from pyvxlan.daemon.errors import StoreError, StoreUnavailableError
 from pyvxlan.daemon.kv.etcd import messages as pb
 from pyvxlan.daemon.kv.etcd.channel import EtcdChannel
+from pyvxlan.daemon.kv.etcd.findings import clear_password, version_of
 from pyvxlan.daemon.kv.etcd.keys import Keys
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
 
@@ -41,10 +41,10 @@ async def examine(channel: EtcdChannel, keys: Keys) -> Health:
     looks = await asyncio.gather(*(_look(channel, keys, name) for name in channel.members))
     answered = [look for look in looks if look.status is not None]
     findings = [
-        *_versions(answered),
+        *(version_of(look.member.address, look.member.version) for look in answered),
         *_clusters(answered),
         *_space(answered),
-        *_password(channel),
+        *clear_password(channel.url),
     ]
     if answered:
         findings += await asyncio.gather(
@@ -67,29 +67,6 @@ async def _look(channel: EtcdChannel, keys: Keys, name: str) -> _Look:
         return _Look(MemberHealth(name, str(error), status.version), status)
     latency_s = time.monotonic() - asked_at
     return _Look(MemberHealth(name, "", status.version, latency_s), status)
-
-
-def _versions(looks: Iterable[_Look]) -> Iterable[Finding]:
-    for look in looks:
-        name, version = look.member.address, look.member.version
-        if _loses_data(version):
-            yield Finding(
-                "warning",
-                "version",
-                f"{name} runs etcd {version}, which can lose data after a crash: upgrade to "
-                "3.4.22, 3.5.6 or later",
-            )
-        else:
-            yield Finding("ok", "version", f"{name} runs etcd {version}")
-
-
-def _loses_data(version: str) -> bool:
-    """Whether upstream advises against a version; one that can't be read is not judged."""
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
-    if match is None:
-        return False
-    number = tuple(map(int, match.groups()))
-    return number < (3, 4, 22) or (3, 5, 0) <= number <= (3, 5, 5)
 
 
 def _clusters(looks: list[_Look]) -> Iterable[Finding]:
@@ -131,16 +108,6 @@ def _space(looks: Iterable[_Look]) -> Iterable[Finding]:
                 "space",
                 f"{text}: {COMPACTION} and run etcdctl defrag, or raise --quota-backend-bytes",
             )
-
-
-def _password(channel: EtcdChannel) -> Iterable[Finding]:
-    url = channel.url
-    if url.user and not url.tls:
-        yield Finding(
-            "warning",
-            "password",
-            f"the password of user {url.user} goes over the network unencrypted: use TLS (ca=PATH)",
-        )
 
 
 async def _alarms(channel: EtcdChannel, looks: list[_Look]) -> Finding:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
-from pyvxlan.daemon.kv.etcd import messages as pb
 from pyvxlan.daemon.kv.store import Item
 
 _FIRST, _AFTER_LAST = b"!", b"\x7f"
@@ -44,7 +44,7 @@ class Keys:
         bounds = [start, *(self.key(prefix + digit) for digit in HEX_DIGITS[1:]), end]
         return list(pairwise(bounds))
 
-    def item(self, record: pb.Message) -> Item:
-        """Reads a `KeyValue`; one that was deleted has no value."""
+    def item(self, record: Any) -> Item:
+        """Reads a `KeyValue`, of whatever library; one that was deleted has no value."""
         key = record.key[len(self._root) :].decode(errors="backslashreplace")
         return Item(key, record.value, record.mod_revision)

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from pyvxlan.daemon.errors import StoreConflictError
 from pyvxlan.daemon.kv.etcd import messages as pb
-from pyvxlan.daemon.kv.etcd.channel import CompactedError, EtcdChannel
+from pyvxlan.daemon.kv.etcd.answers import CompactedError
+from pyvxlan.daemon.kv.etcd.channel import EtcdChannel
 from pyvxlan.daemon.kv.etcd.health import examine
 from pyvxlan.daemon.kv.etcd.keys import Keys
 from pyvxlan.daemon.kv.etcd.sessions import Sessions

@@ -10,7 +10,7 @@ from kazoo.exceptions import KazooException, NoAuthError
 from kazoo.security import ACL
 
 from pyvxlan.daemon.errors import StoreUnavailableError
-from pyvxlan.daemon.kv.url import Member
+from pyvxlan.daemon.kv.url import Member, member_name
 
 Reply: TypeAlias = Any
 """What kazoo makes of a reply, or the error that ZooKeeper answered."""
@@ -29,12 +29,6 @@ class Access:
 
     def __str__(self) -> str:
         return ",".join(map(member_name, self.members))
-
-
-def member_name(member: Member) -> str:
-    """A member as `host:port`."""
-    host, port = member
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def readable(reply: Reply, access: Access, path: str) -> Reply:

@@ -15,9 +15,9 @@ from kazoo.protocol.serialization import Delete as DeleteNode
 from pyvxlan.daemon.errors import StoreError
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
 from pyvxlan.daemon.kv.tls import why_unreachable
-from pyvxlan.daemon.kv.url import Member
+from pyvxlan.daemon.kv.url import Member, member_name
 from pyvxlan.daemon.kv.watching import SESSION_TTL_MIN_S
-from pyvxlan.daemon.kv.zookeeper.access import Access, member_name, readable, refused
+from pyvxlan.daemon.kv.zookeeper.access import Access, readable, refused
 from pyvxlan.daemon.kv.zookeeper.layout import Layout
 from pyvxlan.daemon.kv.zookeeper.link import Link, SessionLostError
 from pyvxlan.daemon.kv.zookeeper.transaction import PERSISTENT, Operation

@@ -18,12 +18,12 @@ from kazoo.protocol.serialization import Close, Transaction
 from kazoo.protocol.states import Callback
 from kazoo.retry import KazooRetry
 
-from pyvxlan.daemon.kv.url import Member
-from pyvxlan.daemon.kv.zookeeper.access import Access, Reply, cause, member_name
+from pyvxlan.daemon.kv.url import Member, member_name
+from pyvxlan.daemon.kv.zookeeper.access import Access, Reply, cause
 from pyvxlan.daemon.kv.zookeeper.transaction import Operation
 
 CONNECT_S = 2.0
-"""How long one member may take to accept a connection."""
+"""How long one member may take to accept a connection, and to answer the first request."""
 
 # kazoo warns at each attempt to connect, and its debug messages show passwords.
 _log = logging.getLogger(__name__)
@@ -163,6 +163,10 @@ class Connection(ConnectionHandler):  # type: ignore[misc]
                 self.client.failed(member, "its name is not known")
         return found
 
+    def _invoke(self, timeout: float, request: object, xid: int | None = None) -> Reply:
+        """Asks for a session or for trust; a server that is stuck is not waited for any longer."""
+        return super()._invoke(min(timeout, CONNECT_S), request, xid)
+
     def _connect(self, host: str, hostip: str, port: int) -> tuple[float, float]:
         try:
             read_timeout_ms, write_timeout_ms = super()._connect(host, hostip, port)
@@ -186,7 +190,7 @@ class Client(KazooClient):  # type: ignore[misc]
         handler: Handler,
         failed: Callable[[Member, str], None],
     ) -> None:
-        retry = KazooRetry(max_tries=-1, delay=0.1, max_delay=1)
+        retry = KazooRetry(max_tries=-1, delay=0.1, max_delay=0.5)
         super().__init__(
             hosts=",".join(map(member_name, access.members)),
             timeout=session_s,

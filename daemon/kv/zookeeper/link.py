@@ -29,8 +29,8 @@ from kazoo.protocol.serialization import Transaction
 from kazoo.protocol.states import KazooState, KeeperState
 
 from pyvxlan.daemon.errors import StoreError, StoreUnavailableError, StoreUncertainError
-from pyvxlan.daemon.kv.url import Member
-from pyvxlan.daemon.kv.zookeeper.access import Access, Reply, member_name
+from pyvxlan.daemon.kv.url import Member, member_name
+from pyvxlan.daemon.kv.zookeeper.access import Access, Reply
 from pyvxlan.daemon.kv.zookeeper.kazoo_client import Client, End, Handler, Multi, Replies, Slot
 from pyvxlan.daemon.kv.zookeeper.transaction import Operation
 

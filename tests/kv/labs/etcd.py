@@ -6,7 +6,7 @@ import asyncio
 import secrets
 
 from pyvxlan.daemon.kv import Store, Write
-from pyvxlan.daemon.kv.etcd import EtcdStore
+from pyvxlan.daemon.kv.etcd.store import EtcdStore
 from pyvxlan.daemon.kv.url import parse_url
 from tests.kv.labs.lab import Stores
 from tests.servers.etcd import EtcdServer
