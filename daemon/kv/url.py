@@ -23,7 +23,7 @@ Member: TypeAlias = tuple[str, int]
 """Host name or address, and port."""
 
 DEFAULT_PREFIX = "pyvxlan/v1"
-PORTS: Mapping[str, int] = {"etcd": 2379, "consul": 8500, "zk": 2181}
+PORTS: Mapping[str, int] = {"etcd": 2379, "etcd+python-etcd3": 2379, "consul": 8500, "zk": 2181}
 """Kinds of remote stores, with their default port."""
 KINDS = ("sqlite", *PORTS)
 EXAMPLES: Mapping[str, str] = {
@@ -37,6 +37,7 @@ _URL = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.
 TLS_OPTIONS = frozenset({"tls", "ca", "cert", "key"})
 OPTIONS: Mapping[str, Set[str]] = {
     "etcd": TLS_OPTIONS | {"user", "password-file"},
+    "etcd+python-etcd3": TLS_OPTIONS | {"user", "password-file"},
     "consul": TLS_OPTIONS | {"token-file"},
     "zk": TLS_OPTIONS | {"user", "password-file"},
 }
@@ -63,6 +64,11 @@ class StoreUrl:
     user: str | None = None
     password_file: Path | None = None
     token_file: Path | None = None
+
+    @property
+    def server(self) -> str:
+        """The kind of store, with whatever client: `etcd+python-etcd3` is `etcd`."""
+        return self.kind.partition("+")[0]
 
     def __str__(self) -> str:
         """The URL as it was written; holds no secret."""
@@ -110,7 +116,7 @@ def same_store(one: StoreUrl, other: StoreUrl) -> bool:
     if one.path or other.path or one.text == other.text:
         return (one.path, one.kind) == (other.path, other.kind)
     return (
-        one.kind == other.kind
+        one.server == other.server
         and one.prefix == other.prefix
         and bool(set(one.members) & set(other.members))
     )

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,8 @@ from typing import Self
 from tests.servers.pki import Authority, Certificate
 from tests.servers.process import Server, free_port
 
+KIND = "etcd+python-etcd3" if find_spec("etcd3") else "etcd"
+"""As URLs have it: the client that is installed here; what the two need excludes each other."""
 FAST = ("--heartbeat-interval=20", "--election-timeout=200")
 """A member alone waits that long at its start for a leader to appear."""
 
@@ -70,7 +73,7 @@ class EtcdServer(Server):
 
     @property
     def url(self) -> str:
-        return f"etcd://{self.member}/test/v1"
+        return f"{KIND}://{self.member}/test/v1"
 
     @property
     def endpoint(self) -> str:
@@ -177,7 +180,7 @@ class EtcdCluster:
 
     @property
     def url(self) -> str:
-        return f"etcd://{','.join(self.members)}/test/v1"
+        return f"{KIND}://{','.join(self.members)}/test/v1"
 
     def __enter__(self) -> Self:
         for server in self.members.values():

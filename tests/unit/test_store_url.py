@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.kv.open import CLIENTS
-from pyvxlan.daemon.kv.url import PORTS, parse_url, read_secret
+from pyvxlan.daemon.kv.open import CLIENTS, open_store
+from pyvxlan.daemon.kv.url import OPTIONS, PORTS, parse_url, read_secret, same_store
+
+MISSING = "etcd+python-etcd3"
+"""The client whose library is not here: it has an environment of its own."""
 
 
 @pytest.mark.parametrize("url", ["sqlite:////x/y.db", "sqlite:///x/y.db"])
@@ -45,7 +48,7 @@ def test_options_are_files_and_names() -> None:
         ("", "sqlite:////var/lib/pyvxlan/store.db"),
         ("etc://h", "did you mean etcd"),
         ("redis://h", "known are"),
-        ("etcd+python-etcd3://h", "known are sqlite, etcd"),
+        ("etcd+aetcd://h", "did you mean etcd"),
         ("sqlite://host/y.db", "absolute path"),
         ("sqlite:///", "absolute path"),
         ("sqlite:////x/?a=b", "absolute path"),
@@ -101,6 +104,19 @@ def test_secret_file_must_be_private_and_hold_one_line(tmp_path: Path) -> None:
 
 
 def test_every_kind_that_a_url_may_name_has_its_client() -> None:
-    assert set(CLIENTS) == set(PORTS)
-    for module, name, _ in CLIENTS.values():
-        assert hasattr(import_module(module), name)
+    assert set(CLIENTS) == set(PORTS) == set(OPTIONS)
+    for kind, (module, name, _) in CLIENTS.items():
+        if kind != MISSING:
+            assert hasattr(import_module(module), name)
+
+
+async def test_missing_library_is_told_with_the_extra_that_brings_it() -> None:
+    told = r"needs the Python package etcd3: pip install 'pyvxlan\[python-etcd3\]'"
+    with pytest.raises(ConfigError, match=told):
+        await open_store(f"{MISSING}://h")
+
+
+def test_two_clients_of_one_server_lead_to_the_same_store() -> None:
+    one, other = parse_url("etcd://h1,h2/p"), parse_url("etcd+python-etcd3://h2:2379/p")
+    assert same_store(one, other)
+    assert not same_store(one, parse_url("etcd+python-etcd3://h2:2379/q"))

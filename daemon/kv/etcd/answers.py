@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import grpc
 
@@ -50,6 +52,30 @@ _REMEDIES = (
 
 class CompactedError(StoreError):
     """The revision that was asked for is history no more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest that was read of a cluster; in one cluster none of it ever goes backwards."""
+
+    cluster_id: int = 0
+    revision: int = 0
+    raft_term: int = 0
+
+    @classmethod
+    def of(cls, header: Any) -> Seen:
+        """What the header of a linearizable answer says."""
+        return cls(header.cluster_id, header.revision, header.raft_term)
+
+    def contradicts(self, before: Seen) -> str:
+        """Tells why this is not the store that was seen `before`; empty if it may be."""
+        if before.cluster_id not in {0, self.cluster_id}:
+            return f"cluster {self.cluster_id:x} instead of {before.cluster_id:x}"
+        if self.revision < before.revision:
+            return f"revision {self.revision} after {before.revision}"
+        if self.raft_term < before.raft_term:
+            return f"raft term {self.raft_term} after {before.raft_term}"
+        return ""
 
 
 class Verdict(Enum):

@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc
@@ -24,7 +23,7 @@ from pyvxlan.daemon.errors import (
     StoreUncertainError,
 )
 from pyvxlan.daemon.kv.etcd import messages as pb
-from pyvxlan.daemon.kv.etcd.answers import HAS_LEADER, Verdict, explain, judge
+from pyvxlan.daemon.kv.etcd.answers import HAS_LEADER, Seen, Verdict, explain, judge
 from pyvxlan.daemon.kv.tls import client_context, pem, trusted, why_unreachable
 from pyvxlan.daemon.kv.url import Member, StoreUrl, member_name, read_secret
 
@@ -59,15 +58,6 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 _GONE = grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The newest that was read of a cluster; in one cluster none of it ever goes backwards."""
-
-    cluster_id: int = 0
-    revision: int = 0
-    raft_term: int = 0
 
 
 class _Member:
@@ -317,14 +307,8 @@ class EtcdChannel:
 
     def _note(self, before: Seen, header: pb.Message, member: _Member) -> None:
         """Compares what a linearizable answer says of the cluster with what was known before."""
-        now = Seen(header.cluster_id, header.revision, header.raft_term)
-        reason = ""
-        if before.cluster_id not in {0, now.cluster_id}:
-            reason = f"cluster {now.cluster_id:x} instead of {before.cluster_id:x}"
-        elif now.revision < before.revision:
-            reason = f"revision {now.revision} after {before.revision}"
-        elif now.raft_term < before.raft_term:
-            reason = f"raft term {now.raft_term} after {before.raft_term}"
+        now = Seen.of(header)
+        reason = now.contradicts(before)
         if reason and self.seen == before:
             self.seen = now
             self.replaced(f"{member.name} serves another store, or one restored: {reason}")

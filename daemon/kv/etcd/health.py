@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from grpc import aio
@@ -12,20 +12,19 @@ from grpc import aio
 from pyvxlan.daemon.errors import StoreError, StoreUnavailableError
 from pyvxlan.daemon.kv.etcd import messages as pb
 from pyvxlan.daemon.kv.etcd.channel import EtcdChannel
-from pyvxlan.daemon.kv.etcd.findings import clear_password, version_of
+from pyvxlan.daemon.kv.etcd.findings import (
+    alarms_of,
+    clear_password,
+    compaction_of,
+    one_cluster,
+    space_of,
+    version_of,
+)
 from pyvxlan.daemon.kv.etcd.keys import Keys
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
 
 HISTORY_S = 3.0
 """How long the question for the oldest revision may take."""
-DEFAULT_QUOTA_BYTES = 2 << 30
-FULL = 0.8
-"""The part of the quota from which on it is time to act."""
-YOUNG_REVISIONS = 10_000
-"""A store with less history than that was perhaps not compacted only because it is new."""
-LONG_REVISIONS = 2_000_000
-"""About 750 MB of history, at 376 bytes of file per update."""
-COMPACTION = "start etcd with --auto-compaction-retention=1h"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +38,18 @@ class _Look:
 async def examine(channel: EtcdChannel, keys: Keys) -> Health:
     """Looks at every member, and at the store as a whole. Never raises for what it finds."""
     looks = await asyncio.gather(*(_look(channel, keys, name) for name in channel.members))
-    answered = [look for look in looks if look.status is not None]
+    answered = {look.member.address: look.status for look in looks if look.status is not None}
     findings = [
-        *(version_of(look.member.address, look.member.version) for look in answered),
-        *_clusters(answered),
-        *_space(answered),
+        *(version_of(name, status.version) for name, status in answered.items()),
+        *one_cluster({name: status.header.cluster_id for name, status in answered.items()}),
+        *(space_of(name, status.dbSize, status.dbSizeQuota) for name, status in answered.items()),
         *clear_password(channel.url),
     ]
     if answered:
         findings += await asyncio.gather(
             _alarms(channel, answered), _permissions(channel, keys), _compaction(channel, keys)
         )
-    clusters = sorted({f"{look.status.header.cluster_id:x}" for look in answered if look.status})
+    clusters = sorted({f"{status.header.cluster_id:x}" for status in answered.values()})
     return Health("etcd", tuple(look.member for look in looks), tuple(findings), ",".join(clusters))
 
 
@@ -69,66 +68,16 @@ async def _look(channel: EtcdChannel, keys: Keys, name: str) -> _Look:
     return _Look(MemberHealth(name, "", status.version, latency_s), status)
 
 
-def _clusters(looks: list[_Look]) -> Iterable[Finding]:
-    by_cluster: dict[int, list[str]] = {}
-    for look in looks:
-        if look.status is not None:
-            by_cluster.setdefault(look.status.header.cluster_id, []).append(look.member.address)
-    if len(by_cluster) > 1:
-        groups = "; ".join(
-            f"{', '.join(names)} to {cluster_id:x}" for cluster_id, names in by_cluster.items()
-        )
-        yield Finding(
-            "error",
-            "cluster",
-            f"the members belong to different clusters ({groups}): name members of one",
-        )
-
-
-def _space(looks: Iterable[_Look]) -> Iterable[Finding]:
-    for look in looks:
-        status = look.status
-        if status is None:
-            continue
-        quota = status.dbSizeQuota or DEFAULT_QUOTA_BYTES
-        whose = (
-            "its quota"
-            if status.dbSizeQuota
-            else "etcd's default quota (before 3.6 it does not tell its own)"
-        )
-        text = (
-            f"{look.member.address} holds {status.dbSize / 2**20:.0f} MiB of "
-            f"{quota / 2**20:.0f} MiB, {whose}"
-        )
-        if status.dbSize < FULL * quota:
-            yield Finding("ok", "space", text)
-        else:
-            yield Finding(
-                "warning",
-                "space",
-                f"{text}: {COMPACTION} and run etcdctl defrag, or raise --quota-backend-bytes",
-            )
-
-
-async def _alarms(channel: EtcdChannel, looks: list[_Look]) -> Finding:
-    names = {look.status.header.member_id: look.member.address for look in looks if look.status}
+async def _alarms(channel: EtcdChannel, answered: Mapping[str, pb.Message]) -> Finding:
+    names = {status.header.member_id: name for name, status in answered.items()}
     try:
         answer = await channel.call(pb.ALARM, pb.AlarmRequest(), repeatable=True)
     except StoreError as error:
         return Finding("warning", "alarms", f"alarms can't be read: {error}")
-    for alarm in answer.alarms:
-        name = names.get(alarm.memberID, f"{alarm.memberID:x}")
-        if alarm.alarm == pb.ALARM_NOSPACE:
-            return Finding(
-                "error",
-                "space",
-                f"{name} has no space left (alarm NOSPACE), and no change is taken: compact and "
-                "defragment it, then run etcdctl alarm disarm",
-            )
-        return Finding(
-            "error", "alarms", f"{name} raised an alarm (etcdctl alarm list tells which)"
-        )
-    return Finding("ok", "alarms", "no alarm")
+    return alarms_of(
+        (names.get(alarm.memberID, f"{alarm.memberID:x}"), alarm.alarm == pb.ALARM_NOSPACE)
+        for alarm in answer.alarms
+    )
 
 
 async def _permissions(channel: EtcdChannel, keys: Keys) -> Finding:
@@ -150,28 +99,12 @@ async def _permissions(channel: EtcdChannel, keys: Keys) -> Finding:
 
 
 async def _compaction(channel: EtcdChannel, keys: Keys) -> Finding:
-    """Judges by how much history there is: etcd tells no client how it was started."""
     try:
         async with asyncio.timeout(HISTORY_S):
             oldest, newest = await _history(channel, keys)
     except (TimeoutError, StoreError, aio.AioRpcError) as error:
         return Finding("warning", "compaction", f"the oldest revision can't be read: {error}")
-    if oldest == 0 and newest < YOUNG_REVISIONS:
-        return Finding(
-            "ok",
-            "compaction",
-            f"revision {newest}, none compacted so far, which is too young to judge: {COMPACTION}",
-        )
-    if oldest == 0:
-        return Finding(
-            "warning",
-            "compaction",
-            f"none of {newest} revisions was ever compacted, so etcd will run full: {COMPACTION}",
-        )
-    kept = f"history begins at revision {oldest} of {newest}"
-    if newest - oldest > LONG_REVISIONS:
-        return Finding("warning", "compaction", f"{kept}, which is long: {COMPACTION}")
-    return Finding("ok", "compaction", kept)
+    return compaction_of(oldest, newest)
 
 
 async def _history(channel: EtcdChannel, keys: Keys) -> tuple[int, int]:
