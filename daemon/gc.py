@@ -2,7 +2,8 @@
 
 One host of the cluster does it, the one that holds `gc/leader`. It takes a host for dead only
 after it has seen `alive/<host>` absent for the whole grace time of its own clock, in every one of
-several looks, while its own view was fresh all along. Every removal is checked again in the store.
+several looks, while its own view was fresh all along, and nobody heard of it (`witness`). Every
+removal is checked again in the store.
 If most hosts are absent, it rather is the way to the store that is cut: they are given a day.
 """
 
@@ -22,6 +23,7 @@ from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.refill import COVERED_S
 from pyvxlan.daemon.reservations import Reservations
 from pyvxlan.daemon.state import State
+from pyvxlan.daemon.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Collector:
         endpoints: Removes endpoints.
         host: This host.
         reservations: Gives back what dead hosts had reserved.
+        witness: Tells which absent hosts are not dead.
     """
 
     def __init__(
@@ -56,12 +59,14 @@ class Collector:
         host: Host,
         *,
         reservations: Reservations,
+        witness: Witness,
     ) -> None:
         self._store = store
         self._state = state
         self._membership = membership
         self._endpoints = endpoints
         self._reservations = reservations
+        self._witness = witness
         self._host = host
         self._absent_since: dict[str, float] = {}
         self._alarmed = False
@@ -88,13 +93,16 @@ class Collector:
         Raises:
             DaemonError: The store failed, or another host leads by now; nothing is half-removed.
         """
+        heard = await self._witness.heard()
         guard = await self._lead()
         if guard is None or not self._state.synced:
             self._absent_since.clear()
             return
         absent = {*self._state.hosts, *await self._endpoints.owners()} - set(self._state.alive)
         absent.discard(self._host.id)
-        self._absent_since = {id_: self._absent_since.get(id_, now_s) for id_ in absent}
+        self._absent_since = {
+            id_: now_s if id_ in heard else self._absent_since.get(id_, now_s) for id_ in absent
+        }
         grace_s = max(MOST_GRACE_S, self._grace_s) if self._most_absent() else self._grace_s
         for host_id, since_s in self._absent_since.items():
             if now_s - since_s >= grace_s:

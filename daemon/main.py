@@ -60,6 +60,7 @@ from pyvxlan.daemon.state import EVERYTHING, State
 from pyvxlan.daemon.status import Status
 from pyvxlan.daemon.timings import Timings
 from pyvxlan.daemon.upstream import Upstream
+from pyvxlan.daemon.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +301,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         asyncio.create_task(reconciler.run(), name="reconciler"),
         asyncio.create_task(service.keep(), name="repair"),
         asyncio.create_task(
-            _collector(store, state, membership, service, host).run(), name="collector"
+            _collector(store, state, membership, service, host=host, dataplane=dataplane).run(),
+            name="collector",
         ),
     ]
     if settings.plugin_path:
@@ -333,10 +335,22 @@ async def _open_timed(timings: Timings, url: str) -> Store:
 
 
 def _collector(
-    store: Store, state: State, membership: Membership, service: Service, host: Host
+    store: Store,
+    state: State,
+    membership: Membership,
+    service: Service,
+    *,
+    host: Host,
+    dataplane: Dataplane,
 ) -> Collector:
     return Collector(
-        store, state, membership, service.registry, host, reservations=service.reservations
+        store,
+        state,
+        membership,
+        service.registry,
+        host,
+        reservations=service.reservations,
+        witness=Witness(store, state, membership, dataplane.stats),
     )
 
 

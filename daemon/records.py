@@ -49,6 +49,7 @@ GONE = "gone/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
 READY = "move/ready/"
+HEARD = "heard/"
 
 KINDS = frozenset(
     (
@@ -57,7 +58,7 @@ KINDS = frozenset(
     )
 )
 """First parts of the keys that outlive every session: what a copy of the store must hold."""
-BOUND_KINDS = frozenset(("alive", "gc", "move", "check"))
+BOUND_KINDS = frozenset(("alive", "gc", "heard", "move", "check"))
 """First parts of the keys that live with a session, and mean nothing in a copy."""
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -101,6 +102,11 @@ def vtep_key(address: Address) -> str:
 def alive_key(host_id: str) -> str:
     """Key that lives with a host's session; its revision is that host's fencing token."""
     return f"{ALIVE}{host_id}"
+
+
+def heard_key(host_id: str) -> str:
+    """Bound to the session of a host that gets frames from one that has no session any more."""
+    return f"{HEARD}{host_id}"
 
 
 def ready_key(host_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -17,6 +17,7 @@ from pyvxlan.daemon.gc import MOST_GRACE_S, Collector
 from pyvxlan.daemon.kv import Delete, Write
 from pyvxlan.daemon.networks import Networks
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
+from pyvxlan.daemon.witness import Witness
 from tests.unit.cluster import Cluster, Node
 
 GRACE_S = 600.0
@@ -29,7 +30,17 @@ async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     await made.close()
 
 
-def collector(node: Node) -> Collector:
+class Ears:
+    """A data plane that gets datagrams from hosts, as a test says."""
+
+    def __init__(self) -> None:
+        self.received: dict[str, int] = {}
+
+    async def stats(self) -> Mapping[str, object]:
+        return {"vteps": {vtep: {"received_datagrams": n} for vtep, n in self.received.items()}}
+
+
+def collector(node: Node, ears: Ears | None = None) -> Collector:
     rng = Random(1)
     networks = Networks(node.store, node.state, node.host, cluster=lambda: "", rng=rng)
     endpoints = Endpoints(
@@ -42,6 +53,7 @@ def collector(node: Node) -> Collector:
         endpoints,
         node.host,
         reservations=node.service.reservations,
+        witness=Witness(node.store, node.state, node.membership, (ears or Ears()).stats),
     )
 
 
@@ -195,3 +207,57 @@ async def test_endpoints_of_a_host_without_a_record_are_collected(cluster: Clust
     claim = await cluster.store.get(records.vtep_key(again.host.vtep))
     assert claim is not None
     assert records.parse_claim(claim.value) == again.host.id
+
+
+async def test_host_that_somebody_hears_is_not_collected(cluster: Cluster) -> None:
+    """Not the leader hears it, but another host does; when it is silent, its time begins."""
+    leader, other = await cluster.start(1), await cluster.start(3)
+    cut_off = await dead_host(cluster, leader)
+    ears, vtep = Ears(), str(cut_off.host.vtep)
+    leading, hearing = collector(leader), collector(other, ears)
+    ears.received[vtep] = 7
+    await leading.observe(0)
+    await hearing.observe(0)
+    for turn in range(1, 4):
+        ears.received[vtep] += 1
+        await hearing.observe(turn * GRACE_S)
+        await leading.observe(turn * GRACE_S)
+    assert len(await leader.service.endpoints()) == 1
+    said = await cluster.store.get(records.heard_key(cut_off.host.id))
+    assert said is not None
+    assert records.parse_claim(said.value) == other.host.id
+    await hearing.observe(4 * GRACE_S - 1)
+    assert await cluster.store.get(said.key) is None
+    await leading.observe(4 * GRACE_S - 1)
+    assert len(await leader.service.endpoints()) == 1
+    await leading.observe(4 * GRACE_S)
+    assert await leader.service.endpoints() == []
+
+
+async def test_what_a_witness_said_ends_with_it(cluster: Cluster) -> None:
+    leader, other = await cluster.start(1), await cluster.start(3)
+    cut_off = await dead_host(cluster, leader)
+    ears = Ears()
+    hearing = collector(other, ears)
+    await hearing.observe(0)
+    ears.received[str(cut_off.host.vtep)] = 1
+    await hearing.observe(1)
+    key = records.heard_key(cut_off.host.id)
+    assert await cluster.store.get(key)
+    await cluster.stop(other)
+    assert await cluster.store.get(key) is None
+
+
+async def test_host_that_returned_is_heard_no_more(cluster: Cluster) -> None:
+    one = await cluster.start(1)
+    cut_off = await dead_host(cluster, one)
+    ears = Ears()
+    collecting = collector(one, ears)
+    await collecting.observe(0)
+    ears.received[str(cut_off.host.vtep)] = 1
+    await collecting.observe(1)
+    assert await cluster.store.get(records.heard_key(cut_off.host.id))
+    await cluster.start(2)
+    await one.until(lambda: cut_off.host.id in one.state.alive)
+    await collecting.observe(2)
+    assert await cluster.store.get(records.heard_key(cut_off.host.id)) is None
