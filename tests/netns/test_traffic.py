@@ -330,6 +330,31 @@ def test_forwarder_has_no_privileges(trio: Trio) -> None:
     assert status["Uid"].split()[0] != "0"
 
 
+def test_burst_waits_for_a_forwarder_that_does_not_run(trio: Trio) -> None:
+    count = 2000
+    server = trio.containers[1].socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client = trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM)
+    so_rcvbufforce = 33
+    server.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, 16 << 20)
+    server.bind((trio.v4[1], PORT))
+    client.connect((trio.v4[1], PORT))
+    client.send(b"first")
+    assert server.recv(100) == b"first"
+    pid = trio.world[1].forwarder_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        for number in range(count):
+            client.send(struct.pack("!I", number))
+            if number % 100 == 0:
+                time.sleep(0.005)  # or the way to the TAP has a queue that is too short
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for number in range(count):
+        assert server.recv(100) == struct.pack("!I", number)
+    client.close()
+    server.close()
+
+
 @pytest.mark.parametrize("side", [1, 2])
 def test_killed_forwarder_costs_no_ping(trio: Trio, side: int) -> None:
     """What comes while there is none waits in the kernel for the next one, and for its tables."""

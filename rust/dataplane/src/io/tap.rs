@@ -18,6 +18,10 @@ const OFFLOADS: [(&str, libc::c_uint); 6] = [
     ("uso6", libc::TUN_F_USO6),
 ];
 
+/// Frames that each queue holds back while its worker does something else, perhaps not running at
+/// all for some milliseconds. The kernel's own 1000 are gone in 5 ms of small frames.
+const QUEUE_LEN: u16 = 4096;
+
 /// One queue of a TAP. Clones share the descriptor, which is closed with the last of them.
 #[derive(Clone, Debug)]
 pub struct TapQueue(Arc<File>);
@@ -132,6 +136,8 @@ fn open_inside(
         .map_err(OpenError::system(format!("offloads of TAP {name:?}")))?;
     let what = format!("MTU {mtu_bytes} of TAP {name:?}");
     sys::tap::set_mtu(name, mtu_bytes).map_err(OpenError::system(what))?;
+    let what = format!("queue length of TAP {name:?}");
+    sys::tap::set_queue_len(name, QUEUE_LEN).map_err(OpenError::system(what))?;
     Ok(opened)
 }
 

@@ -66,11 +66,26 @@ pub fn set_offloads(queue: BorrowedFd<'_>, offloads: libc::c_uint) -> io::Result
 ///
 /// EINVAL if the driver does not allow it, ENODEV if there is no such interface.
 pub fn set_mtu(name: &str, mtu_bytes: u32) -> io::Result<()> {
-    let socket = socket::open_udp(std::net::Ipv4Addr::UNSPECIFIED.into())?;
     let mut request = interface_request(name)?;
     request.ifr_ifru.ifru_mtu = mtu_bytes as libc::c_int;
+    let socket = socket::open_udp(std::net::Ipv4Addr::UNSPECIFIED.into())?;
     // SAFETY: SIOCSIFMTU reads one `ifreq`, which `request` is.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFMTU, &raw mut request) })?;
+    Ok(())
+}
+
+/// Sets how many frames each queue of the interface `name` may hold back.
+///
+/// # Errors
+///
+/// ENOMEM, ENODEV if there is no such interface.
+pub fn set_queue_len(name: &str, frames: u16) -> io::Result<()> {
+    let mut request = interface_request(name)?;
+    // `ifr_qlen` of `linux/if.h`, which lies where the MTU does.
+    request.ifr_ifru.ifru_mtu = frames.into();
+    let socket = socket::open_udp(std::net::Ipv4Addr::UNSPECIFIED.into())?;
+    // SAFETY: SIOCSIFTXQLEN reads one `ifreq`, which `request` is.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFTXQLEN, &raw mut request) })?;
     Ok(())
 }
 
