@@ -11,6 +11,7 @@ mod events;
 mod ingress;
 mod lane;
 mod network;
+mod patience;
 mod vteps;
 mod worker;
 

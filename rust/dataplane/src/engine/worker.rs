@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use super::counters::UnderlayCounters;
 use super::events::{Event, EventSender};
 use super::lane::{Lane, Round};
+use super::patience::Patience;
 use super::vteps::{MetVteps, VtepStats};
 use super::Network;
 use crate::io::{TapQueue, UdpUnderlay};
@@ -73,6 +74,7 @@ impl Worker {
         let running = Running {
             lane,
             epoll,
+            patience: Patience::default(),
             inbox,
             wake: Arc::clone(&wake),
             events,
@@ -121,6 +123,7 @@ impl Worker {
 struct Running {
     lane: Lane<TapQueue, UdpUnderlay>,
     epoll: Epoll,
+    patience: Patience,
     inbox: Receiver<Order>,
     wake: Arc<EventFd>,
     events: EventSender,
@@ -142,7 +145,7 @@ impl Running {
         let mut ready = Events::new(EVENTS);
         // Level-triggered: each descriptor gets one batch per turn, and who has more comes again,
         // so nobody waits for a busy neighbour and the thread blocks only when nothing is left.
-        while self.epoll.wait(&mut ready).is_ok() {
+        while self.wait(&mut ready).is_ok() {
             let mut ordered = false;
             for event in ready.iter() {
                 match event.token {
@@ -160,6 +163,29 @@ impl Running {
                 return;
             }
         }
+    }
+
+    /// Returns when something is ready, or after a signal.
+    fn wait(&mut self, ready: &mut Events) -> io::Result<()> {
+        self.epoll.look(ready)?;
+        if !ready.is_empty() {
+            return Ok(());
+        }
+        let begin = clock::monotonic_ns();
+        let look_ns = self.patience.look_ns();
+        let mut wait_ns = 0;
+        while ready.is_empty() && wait_ns < look_ns {
+            // Whoever else has to run on this processor, perhaps to give us work, runs first.
+            std::thread::yield_now();
+            self.epoll.look(ready)?;
+            wait_ns = clock::monotonic_ns() - begin;
+        }
+        if ready.is_empty() {
+            self.epoll.wait(ready)?;
+            wait_ns = clock::monotonic_ns() - begin;
+        }
+        self.patience.waited(wait_ns);
+        Ok(())
     }
 
     fn ingress(&mut self) -> std::ops::ControlFlow<()> {

@@ -30,6 +30,12 @@ impl Events {
         Self(Vec::with_capacity(capacity.max(1)))
     }
 
+    /// Whether the last wait found nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// What the last wait found.
     pub fn iter(&self) -> impl Iterator<Item = Ready> + '_ {
         self.0.iter().map(|event| Ready {
@@ -100,12 +106,26 @@ impl Epoll {
     ///
     /// EBADF or EINVAL, which mean a defect.
     pub fn wait(&self, events: &mut Events) -> io::Result<()> {
+        self.fill(events, -1)
+    }
+
+    /// Fills `events` with what is ready, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`Epoll::wait`] has them.
+    pub fn look(&self, events: &mut Events) -> io::Result<()> {
+        self.fill(events, 0)
+    }
+
+    fn fill(&self, events: &mut Events, timeout_ms: libc::c_int) -> io::Result<()> {
         events.0.clear();
         let room = libc::c_int::try_from(events.0.capacity()).unwrap_or(libc::c_int::MAX);
         // SAFETY: The kernel writes at most `room` events to the vector's own memory, which has
         // that capacity and is exclusively borrowed.
-        let found =
-            unsafe { libc::epoll_wait(self.0.as_raw_fd(), events.0.as_mut_ptr(), room, -1) };
+        let found = unsafe {
+            libc::epoll_wait(self.0.as_raw_fd(), events.0.as_mut_ptr(), room, timeout_ms)
+        };
         match check(found) {
             Ok(found) => {
                 // SAFETY: The kernel has initialised this many events, at most the capacity.
