@@ -172,8 +172,12 @@ async def fill(store: Store, wanted: Values, *, kind: str, guard: Check, say: Pr
         async with asyncio.TaskGroup() as group:
             for _ in range(IN_FLIGHT):
                 group.create_task(work())
-    except* StoreError as failures:
-        raise _first(failures) from None
+    except ExceptionGroup as failures:
+        # `except*` would put this error into a group of its own, too, in Debian 12's Python.
+        refused, others = failures.split(StoreError)
+        if others or refused is None:
+            raise
+        raise _first(refused) from None
     left = list(_changes(durable(await read_all(store, kind=kind)), wanted))
     if left:
         keys = sorted(op.key for op in chain.from_iterable(left))
