@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 from pyvxlan.daemon.dataplane import DATAPATHS, FORWARDER, KERNEL, PortConfig
-from pyvxlan.daemon.ipam import mac_for, with_prefix
+from pyvxlan.daemon.ipam import link_local, mac_for, with_prefix
 from pyvxlan.daemon.model import (
     Address,
     Cidr,
     Endpoint,
     Host,
+    Interface,
     LocalEndpoint,
     Network,
     gateway_host_ifname,
@@ -183,24 +184,31 @@ def wanted_gateway(site: Site, networks: Iterable[WantedNetwork]) -> Gateway | N
         return None
     (address,) = uplink.inner.addresses
     gateway = _gateway_of(address.network)
+    addresses = frozenset({with_prefix(gateway, address.network)})
     return Gateway(
         Link(
             mac=mac_for(gateway),
             mtu_bytes=site.gateway_mtu_bytes,
-            addresses=frozenset({with_prefix(gateway, address.network)}),
+            addresses=addresses,
+            routes=_on_link(addresses),
         )
     )
 
 
 def _bridge(site: Site, network: Network) -> Link:
     gateways = [subnet.gateway for subnet in network.subnets]
-    first = min(gateways, key=lambda address: address.version)
+    mac = mac_for(min(gateways, key=lambda address: address.version))
+    addresses = _with_link_local(
+        mac, (with_prefix(subnet.gateway, subnet.cidr) for subnet in network.subnets)
+    )
+    if site.names_link:
+        addresses |= site.names_link.addresses
     return Link(
-        mac=mac_for(first),
+        mac=mac,
         mtu_bytes=network.mtu_bytes,
         ipv6=any(gateway.version == 6 for gateway in gateways),
-        addresses=frozenset(with_prefix(subnet.gateway, subnet.cidr) for subnet in network.subnets)
-        | (site.names_link.addresses if site.names_link else frozenset()),
+        addresses=addresses,
+        routes=_on_link(addresses),
     )
 
 
@@ -208,7 +216,7 @@ def _attachment(
     site: Site, network: Network, netns: str, here: LocalEndpoint, endpoint: Endpoint
 ) -> Attachment:
     alias = f"{site.alias} {here.id}"
-    held = {address.network for address in endpoint.addresses}
+    addresses = _with_link_local(endpoint.mac, endpoint.addresses)
     versions = {address.version for address in endpoint.addresses}
     overlay = Veth(
         netns=netns,
@@ -219,12 +227,9 @@ def _attachment(
             mac=endpoint.mac,
             mtu_bytes=network.mtu_bytes,
             ipv6=6 in versions,
-            addresses=frozenset(endpoint.addresses),
-            routes=frozenset(
-                Route(subnet.cidr)
-                for subnet in network.subnets
-                if subnet.cidr not in held and subnet.cidr.version in versions
-            ),
+            addresses=addresses,
+            routes=_on_link(addresses)
+            | {Route(subnet.cidr) for subnet in network.subnets if subnet.cidr.version in versions},
         ),
         alias=alias,
         handover=handover_ifname(here.id) if here.engine_id else "",
@@ -252,9 +257,22 @@ def _uplink(site: Site, here: LocalEndpoint, alias: str) -> Veth | None:
             mac=mac,
             mtu_bytes=site.gateway_mtu_bytes,
             addresses=frozenset({address}),
-            routes=frozenset({Route(_ANYWHERE, _gateway_of(address.network))}),
+            routes=_on_link({address}) | {Route(_ANYWHERE, _gateway_of(address.network))},
         ),
         alias=alias,
+    )
+
+
+def _with_link_local(mac: bytes, addresses: Iterable[Interface]) -> frozenset[Interface]:
+    """Adds what the kernel gives a link that has IPv6, so that it is missed if it is taken away."""
+    held = frozenset(addresses)
+    return held | {link_local(mac)} if any(one.version == 6 for one in held) else held
+
+
+def _on_link(addresses: Iterable[Interface]) -> frozenset[Route]:
+    """The routes that the kernel makes of a link's addresses."""
+    return frozenset(
+        Route(one.network) for one in addresses if one.network.prefixlen < one.max_prefixlen
     )
 
 

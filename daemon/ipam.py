@@ -12,6 +12,7 @@ from dataclasses import replace
 from ipaddress import (
     IPv4Address,
     IPv4Network,
+    IPv6Interface,
     IPv6Network,
     ip_address,
     ip_interface,
@@ -72,6 +73,12 @@ def address_in(cidr: Cidr, packed: bytes) -> Address | None:
 def mac_for(address: Address) -> bytes:
     """Gives 02:42 followed by the last four bytes of an address: unique in an IPv4 network."""
     return derived_mac(address)
+
+
+def link_local(mac: bytes) -> IPv6Interface:
+    """Derives the link-local address of an interface, as the kernel does (RFC 4291, appendix A)."""
+    packed = bytes((mac[0] ^ 2, mac[1], mac[2], 0xFF, 0xFE, *mac[3:]))
+    return IPv6Interface((b"\xfe\x80" + bytes(6) + packed, 64))
 
 
 def parse_subnet(text: str) -> Cidr:

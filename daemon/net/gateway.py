@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 from pyvxlan.daemon.errors import ConflictError, NetError
@@ -42,9 +43,10 @@ def ensure(
             )
         if bridge is None:
             raise NetError(f"{GATEWAY_BRIDGE} vanished while it was made; it is made again")
-        links.shape(netlink, bridge.index, wanted.link, alias=alias)
+        links.shape(netlink, bridge, wanted.link, alias=alias)
         sysctl.limit_ipv6(GATEWAY_BRIDGE, enabled=False)
         links.activate(netlink, bridge.index, wanted.link)
+        links.add_missing_routes(netlink, bridge.index, wanted.link)
         with nftables.open_netfilter() as netfilter:
             if not nftables.matches(netfilter, GATEWAY_BRIDGE, subnet):
                 _replace_rules(netfilter, subnet)
@@ -53,9 +55,10 @@ def ensure(
             sysctl.write(sysctl.FORWARDING, "1")
 
 
-def read(bridge: KernelLink) -> Gateway:
+def read(netlink: Netlink, bridge: KernelLink) -> Gateway:
     """Adds to the bridge what holds in the calling thread's namespace."""
-    seen = Gateway(bridge.link, ruled=False, forwarding=sysctl.read(sysctl.FORWARDING) != "0")
+    link = replace(bridge.link, routes=links.read_routes(netlink, bridge.index))
+    seen = Gateway(link, ruled=False, forwarding=sysctl.read(sysctl.FORWARDING) != "0")
     if seen.subnet is None:
         return seen
     with nftables.open_netfilter() as netfilter:

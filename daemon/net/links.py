@@ -38,6 +38,8 @@ from pyvxlan.daemon.net.netlink import Attributes, Netlink, attributes, body, nu
 from pyvxlan.daemon.net.values import Link, Route
 
 IFF_UP = 1
+IFF_NOARP = 1 << 7
+IFF_MULTICAST = 1 << 12
 IFA_F_NODAD = 0x02
 NTF_MASTER = 0x04
 NUD_NOARP = 0x40
@@ -53,9 +55,14 @@ RT_SCOPE_LINK = 253
 # Attribute numbers of include/uapi/linux/if_link.h, if_addr.h, neighbour.h and rtnetlink.h.
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 18, 20, 26, 29
-_IFLA_INFO_KIND, _IFLA_INFO_SLAVE_DATA = 1, 5
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_DATA = 1, 2, 5
+_BRIDGE_OFF = {5: "stp_state", 1: "forward_delay", 23: "mcast_snooping"}
+"""Settings that are zero on our bridges, by number (IFLA_BR_...), in the order in which the kernel
+takes them: with STP on it refuses a delay of zero."""
 _IFLA_BRPORT_LEARNING, _IFLA_BRPORT_ISOLATED = 8, 33
 _IFLA_INET6_CONF, _DEVCONF_DISABLE_IPV6 = 2, 26
+_IPV6_OFF = {3: "accept_ra", 5: "autoconf"}
+"""Settings that are zero on our links with IPv6, by number (DEVCONF_... of linux/ipv6.h)."""
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_LLADDR, _NDA_MASTER = 2, 9
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
@@ -115,6 +122,11 @@ def read_links(
     }
 
 
+def read_routes(netlink: Netlink, index: int) -> frozenset[Route]:
+    """Reads the routes through one link; costs little however many the namespace has."""
+    return _read_routes(netlink, _routes_through(index))[0].get(index, frozenset())
+
+
 def find(netlink: Netlink, name: str) -> KernelLink | None:
     """Reads one link, without master, addresses and routes; None if there is none of that name."""
     message = ifinfmsg()
@@ -128,35 +140,12 @@ def find(netlink: Netlink, name: str) -> KernelLink | None:
 
 
 def create_bridge(netlink: Netlink, name: str, link: Link) -> None:
-    """Makes a bridge, still down: no STP, no forward delay, no multicast snooping.
+    """Makes a bridge, still down; `shape` does the rest.
 
-    Its MTU is left to `shape`: only one that was changed is kept when ports come and go.
+    Its MTU too: only one that was changed is kept when ports come and go.
     """
-    _create(
-        netlink,
-        name,
-        [
-            ("IFLA_ADDRESS", format_mac(link.mac)),
-            (
-                "IFLA_LINKINFO",
-                {
-                    "attrs": [
-                        ("IFLA_INFO_KIND", "bridge"),
-                        (
-                            "IFLA_INFO_DATA",
-                            {
-                                "attrs": [
-                                    ("IFLA_BR_FORWARD_DELAY", 0),
-                                    ("IFLA_BR_STP_STATE", 0),
-                                    ("IFLA_BR_MCAST_SNOOPING", 0),
-                                ]
-                            },
-                        ),
-                    ]
-                },
-            ),
-        ],
-    )
+    kind = {"attrs": [("IFLA_INFO_KIND", "bridge")]}
+    _create(netlink, name, [("IFLA_ADDRESS", format_mac(link.mac)), ("IFLA_LINKINFO", kind)])
 
 
 def create_veth(
@@ -198,8 +187,12 @@ def delete(netlink: Netlink, index: int) -> None:
     netlink.run(message, RTM_DELLINK)
 
 
-def shape(netlink: Netlink, index: int, link: Link, *, master: int = 0, alias: str = "") -> None:
+def shape(
+    netlink: Netlink, found: KernelLink, link: Link, *, master: int = 0, alias: str = ""
+) -> None:
     """Gives a link its MAC, MTU and master, and the port its stations; what is right stays.
+
+    A bridge has no STP, no forward delay and no multicast snooping.
 
     Raises:
         OSError: EXFULL if the master has all the ports that a bridge can have.
@@ -209,22 +202,26 @@ def shape(netlink: Netlink, index: int, link: Link, *, master: int = 0, alias: s
         fields.append(("IFLA_ADDRESS", format_mac(link.mac)))
     if alias:
         fields.append(("IFLA_IFALIAS", alias))
+    index = found.index
     _set(netlink, index, fields)
+    if found.kind == "bridge":
+        for name in _BRIDGE_OFF.values():
+            _set_bridge(netlink, index, [(f"IFLA_BR_{name.upper()}", 0)])
     if master:
         _set(netlink, index, [("IFLA_MASTER", master)])
-        if link.isolated:
-            set_port(netlink, index, [("IFLA_BRPORT_ISOLATED", 1)])
+        port: list[tuple[str, object]] = [("IFLA_BRPORT_ISOLATED", int(link.isolated))]
         if link.stations:
             # Whoever learns believes every sender, also one that takes another's MAC.
-            set_port(netlink, index, [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_FLUSH", None)])
-            for mac in sorted(link.stations):
-                _add_station(netlink, index, mac)
+            port += [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_FLUSH", None)]
+        set_port(netlink, index, port)
+        for mac in sorted(link.stations):
+            _add_station(netlink, index, mac)
 
 
 def activate(netlink: Netlink, index: int, link: Link) -> None:
-    """Sets a link up and gives it its addresses."""
+    """Sets a link up, with ARP and multicast, and gives it its addresses."""
     if link.up:
-        set_up(netlink, index)
+        set_up(netlink, index, IFF_MULTICAST, IFF_MULTICAST | IFF_NOARP)
     for address in sorted(link.addresses, key=str):
         _add_address(netlink, index, address)
 
@@ -251,11 +248,18 @@ def add_route(netlink: Netlink, index: int, route: Route) -> None:
     netlink.run(message, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL)
 
 
-def set_up(netlink: Netlink, index: int) -> None:
-    """Sets a link up."""
+def add_missing_routes(netlink: Netlink, index: int, link: Link) -> None:
+    """Adds the routes that a link has lost."""
+    for route in link.routes - read_routes(netlink, index):
+        add_route(netlink, index, route)
+
+
+def set_up(netlink: Netlink, index: int, flags: int = 0, change: int = 0) -> None:
+    """Sets a link up; of its other flags, those in `change` become what they are in `flags`."""
     message = ifinfmsg()
     message["index"] = index
-    message["flags"] = message["change"] = IFF_UP
+    message["flags"] = IFF_UP | flags
+    message["change"] = IFF_UP | change
     netlink.run(message, RTM_NEWLINK)
 
 
@@ -277,6 +281,11 @@ def _set(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None
     message["attrs"] = fields
     # NEWLINK without CREATE changes a link, and unlike SETLINK takes bridge port settings too.
     netlink.run(message, RTM_NEWLINK)
+
+
+def _set_bridge(netlink: Netlink, index: int, fields: list[tuple[str, object]]) -> None:
+    info = [("IFLA_INFO_KIND", "bridge"), ("IFLA_INFO_DATA", {"attrs": fields})]
+    _set(netlink, index, [("IFLA_LINKINFO", {"attrs": info})])
 
 
 def _add_station(netlink: Netlink, index: int, mac: bytes) -> None:
@@ -318,12 +327,25 @@ def _read_link(answer: bytes) -> tuple[int, str, int, KernelLink]:
     info = attributes(found[_IFLA_LINKINFO]) if _IFLA_LINKINFO in found else {}
     kind = text(info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else ""
     port = attributes(info[_IFLA_INFO_SLAVE_DATA]) if _IFLA_INFO_SLAVE_DATA in info else {}
+    ipv6 = _ipv6_settings(found)
+    has_ipv6 = ipv6.get(_DEVCONF_DISABLE_IPV6) == 0
+    odd = {name for number, name in _IPV6_OFF.items() if has_ipv6 and ipv6.get(number)}
+    if kind == "bridge" and _IFLA_INFO_DATA in info:
+        settings = attributes(info[_IFLA_INFO_DATA])
+        odd |= {
+            name for key, name in _BRIDGE_OFF.items() if key in settings and number(settings[key])
+        }
+    if flags & IFF_NOARP:
+        odd.add("noarp")
+    if not flags & IFF_MULTICAST:
+        odd.add("nomulticast")
     link = Link(
         mac=bytes(found.get(_IFLA_ADDRESS, b"")),
         mtu_bytes=number(found[_IFLA_MTU]),
         up=bool(flags & IFF_UP),
         isolated=_IFLA_BRPORT_ISOLATED in port and bool(number(port[_IFLA_BRPORT_ISOLATED])),
-        ipv6=_has_ipv6(found),
+        ipv6=has_ipv6,
+        odd=frozenset(odd),
     )
     return (
         index,
@@ -340,15 +362,13 @@ def _read_link(answer: bytes) -> tuple[int, str, int, KernelLink]:
     )
 
 
-def _has_ipv6(found: Attributes) -> bool:
+def _ipv6_settings(found: Attributes) -> dict[int, int]:
+    """A link's IPv6 settings by number; none if it has none."""
     families = attributes(found[_IFLA_AF_SPEC]) if _IFLA_AF_SPEC in found else {}
     if socket.AF_INET6 not in families:
-        return False
-    settings = attributes(families[socket.AF_INET6]).get(_IFLA_INET6_CONF)
-    offset = _DEVCONF_DISABLE_IPV6 * 4
-    if settings is None or len(settings) < offset + 4:
-        return False
-    return number(settings[offset : offset + 4]) == 0
+        return {}
+    settings = attributes(families[socket.AF_INET6]).get(_IFLA_INET6_CONF, memoryview(b""))
+    return dict(enumerate(settings[: len(settings) // 4 * 4].cast("i")))
 
 
 def _read_addresses(netlink: Netlink) -> dict[int, list[Interface]]:
@@ -381,11 +401,21 @@ def _read_stations(netlink: Netlink) -> dict[int, list[bytes]]:
     return found
 
 
-def _read_routes(netlink: Netlink) -> tuple[dict[int, frozenset[Route]], frozenset[int]]:
+@functools.lru_cache(maxsize=64)
+def _routes_through(index: int) -> tuple[bytes, ...]:
+    return tuple(
+        body(rtmsg(), family=family, attrs=[("RTA_OIF", index)])
+        for family in (socket.AF_INET, socket.AF_INET6)
+    )
+
+
+def _read_routes(
+    netlink: Netlink, requests: Iterable[bytes] = _ROUTES
+) -> tuple[dict[int, frozenset[Route]], frozenset[int]]:
     """Routes by link index, and the IP versions that have a default route."""
     found: dict[int, set[Route]] = defaultdict(set)
     defaults = set()
-    for answer in [one for request in _ROUTES for one in netlink.dump(request, RTM_GETROUTE)]:
+    for answer in [one for request in requests for one in netlink.dump(request, RTM_GETROUTE)]:
         read = _read_route(bytes(answer))
         if read is None:
             continue

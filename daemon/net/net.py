@@ -15,6 +15,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
@@ -26,6 +27,7 @@ from pyvxlan.daemon.net import host, links, namespaces, nftables, overlay, sysct
 from pyvxlan.daemon.net.links import KernelLink
 from pyvxlan.daemon.net.sandbox import SandboxFiles, open_dns_sockets
 from pyvxlan.daemon.net.values import (
+    BRIDGE,
     GATEWAY_BRIDGE,
     NAMES_LINK,
     OUTER_NAME,
@@ -303,16 +305,20 @@ class Net:
             with contextlib.suppress(OSError):
                 opened = namespaces.open_namespace(file)
                 with namespaces.closing(opened), namespaces.entered(opened) as netlink:
-                    overlays[file.name] = links.read_links(netlink, stations=True)
+                    overlays[file.name] = links.read_links(netlink, routes=True, stations=True)
         with namespaces.entered(self._home) as netlink:
             own = links.read_links(netlink, stations=True)
             bridge, names = own.get(GATEWAY_BRIDGE), own.get(NAMES_LINK)
             gateway = None
             if bridge is not None and self._is_our_bridge(bridge):
-                gateway = gateway_bridge.read(bridge)
+                gateway = gateway_bridge.read(netlink, bridge)
         outer = {"": own, **overlays}
         return Observed(
-            namespaces={name: _plain(found) for name, found in overlays.items()},
+            namespaces={
+                name: _plain(found)
+                | ({BRIDGE: _with_loopback(BRIDGE, found)} if BRIDGE in found else {})
+                for name, found in overlays.items()
+            },
             names=names.link if names and self._is_our_bridge(names) else None,
             gateway=gateway,
             uplinks={
@@ -343,7 +349,7 @@ class Net:
                 inner = found.get(pair.inner_name)
                 end = outer.get(pair.netns, {}).get(pair.outer_name)
                 if inner is not None and veth.is_pair(end, inner):
-                    yield pair.outer_name, inner.link
+                    yield pair.outer_name, _with_loopback(pair.inner_name, found)
 
     def _netns_files(self) -> list[Path]:
         try:
@@ -368,7 +374,7 @@ class Net:
                 raise ConflictError(f"{NAMES_LINK} was not made by this daemon: remove it")
             if found is None:
                 raise NetError(f"{NAMES_LINK} vanished while it was made; it is made again")
-            links.shape(netlink, found.index, wanted, alias=self._alias)
+            links.shape(netlink, found, wanted, alias=self._alias)
             sysctl.limit_ipv6(NAMES_LINK, enabled=False)
             links.activate(netlink, found.index, wanted)
 
@@ -446,6 +452,12 @@ class Net:
 
 def _plain(found: Mapping[str, KernelLink]) -> dict[str, Link]:
     return {name: entry.link for name, entry in found.items()}
+
+
+def _with_loopback(name: str, found: Mapping[str, KernelLink]) -> Link:
+    """A link, at fault if the loopback interface beside it is down: who makes one sets up both."""
+    link = found[name].link
+    return link if found["lo"].link.up else replace(link, odd=link.odd | {"loopback"})
 
 
 @contextlib.contextmanager

@@ -33,6 +33,8 @@ TIMEOUT_S = 10
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
+_NETLINK_GET_STRICT_CHK = 12
+"""Without it the kernel ignores what a dump is limited to (Linux 4.20)."""
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
 _RECEIVE_BYTES = 1 << 18
@@ -55,7 +57,7 @@ class Netlink:
         self._socket.settimeout(TIMEOUT_S)
         self._socket.bind((0, 0))
         self._sequence = 0
-        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
 
     def __enter__(self) -> Self:

@@ -36,9 +36,10 @@ def ensure_bridge(netns: int, wanted: Link) -> None:
         if bridge is None:
             raise NetError(f"{BRIDGE} vanished while it was made; it is made again in a moment")
         # In this order: an MTU under 1280 takes IPv6 from an interface, one above makes it anew.
-        links.shape(netlink, bridge.index, wanted)
+        links.shape(netlink, bridge, wanted)
         sysctl.limit_ipv6(BRIDGE, enabled=wanted.ipv6)
         links.activate(netlink, bridge.index, wanted)
+        links.add_missing_routes(netlink, bridge.index, wanted)
 
 
 def ensure_port(netns: int, wanted: Link) -> None:
@@ -48,6 +49,6 @@ def ensure_port(netns: int, wanted: Link) -> None:
         if port is None or bridge is None:
             missing = BRIDGE if port else PORT
             raise NetError(f"{missing} is missing in the overlay namespace; it is made again")
-        links.shape(netlink, port.index, wanted, master=bridge.index)
+        links.shape(netlink, port, wanted, master=bridge.index)
         sysctl.limit_ipv6(PORT, enabled=wanted.ipv6)
         links.activate(netlink, port.index, wanted)

@@ -37,7 +37,8 @@ class Link:
     An empty `mac` of a wanted link stands for any. Addresses, routes and stations beyond the
     wanted ones belong to somebody else and are left alone. `stations` are the MACs that its bridge
     knows behind a port that learns none; a port that learns has none here. `default_routes` lists
-    the IP versions for which the link's namespace has a default route, whoever made it.
+    the IP versions for which the link's namespace has a default route, whoever made it. `odd` names
+    settings that are the same on all our links and not so on this one; a wanted link has none.
     """
 
     mac: bytes
@@ -50,6 +51,7 @@ class Link:
     addresses: frozenset[Interface] = frozenset()
     routes: frozenset[Route] = frozenset()
     default_routes: frozenset[int] = frozenset()
+    odd: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def faults(wanted: Link, found: Link | None) -> tuple[str, ...]:
             ("mtu", wanted.mtu_bytes != found.mtu_bytes),
             ("down", wanted.up and not found.up),
             ("master", wanted.master != found.master),
-            ("isolation", wanted.isolated and not found.isolated),
+            ("isolation", wanted.isolated != found.isolated),
             ("stations", not wanted.stations <= found.stations),
             ("ipv6", wanted.ipv6 != found.ipv6),
             ("address", not wanted.addresses <= found.addresses),
@@ -184,7 +186,7 @@ def faults(wanted: Link, found: Link | None) -> tuple[str, ...]:
         )
         if differs
     ]
-    return tuple(wrong)
+    return (*wrong, *sorted(found.odd))
 
 
 def _routed(route: Route, found: Link) -> bool:

@@ -108,7 +108,7 @@ def _shape_outer(outer: Netlink, veth: Veth) -> None:
         missing = veth.outer.master if end else veth.outer_name
         raise NetError(f"{missing} is missing; it is made again in a moment")
     try:
-        links.shape(outer, end.index, veth.outer, master=bridge.index, alias=veth.alias)
+        links.shape(outer, end, veth.outer, master=bridge.index, alias=veth.alias)
     except OSError as error:
         if error.errno != errno.EXFULL:
             raise
@@ -126,7 +126,7 @@ def _shape_inner(sandbox: int, veth: Veth) -> None:
             links.set_up(inner, loopback.index)
         if (end := links.find(inner, veth.inner_name)) is None:
             raise NetError(f"{veth.inner_name} vanished from the sandbox; it is made again")
-        links.shape(inner, end.index, veth.inner)
+        links.shape(inner, end, veth.inner)
         sysctl.limit_ipv6(veth.inner_name, enabled=veth.inner.ipv6)
         links.activate(inner, end.index, veth.inner)
         _ensure_routes(inner, links.read_links(inner, routes=True), veth)

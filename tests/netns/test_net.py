@@ -125,6 +125,12 @@ async def repair(net, want):
             await net.ensure_veth(attachment.sandbox, veth)
 
 
+async def put_right(net, want, gateway):
+    await net.ensure_gateway(gateway)
+    await net.ensure_bridge(want.overlay.netns, want.overlay.bridge)
+    await repair(net, want)
+
+
 async def wrong(net, want, gateway=None):
     """All faults, by link; empty if everything is as wanted."""
     seen = await net.observe(want.attachments)
@@ -192,15 +198,30 @@ BY_HAND = {
     "bridge_mtu": (OVERLAY, "link set br0 mtu 1000"),
     "bridge_mac": (OVERLAY, "link set br0 address 02:00:00:00:00:09"),
     "bridge_address": (OVERLAY, "addr flush dev br0"),
+    "bridge_route": (OVERLAY, "route del 10.0.1.0/24"),
+    "bridge_snoops": (OVERLAY, "link set br0 type bridge mcast_snooping 1"),
+    "bridge_spans_trees": (OVERLAY, "link set br0 type bridge stp_state 1"),
+    "bridge_delays": (OVERLAY, "link set br0 type bridge forward_delay 1500"),
+    "bridge_no_arp": (OVERLAY, "link set br0 arp off"),
+    "bridge_no_multicast": (OVERLAY, "link set br0 multicast off"),
+    "overlay_loopback_down": (OVERLAY, "link set lo down"),
     "outer_deleted": (OVERLAY, f"link del {V}"),
     "outer_released": (OVERLAY, f"link set {V} nomaster"),
     "outer_down": (OVERLAY, f"link set {V} down"),
+    "outer_isolated": (OVERLAY, f"link set {V} type bridge_slave isolated on"),
     "outer_learns": (OVERLAY, f"link set {V} type bridge_slave learning on"),
     "inner_down": (BOX, "link set eth0 down"),
     "inner_mtu": (BOX, "link set eth0 mtu 900"),
     "inner_mac": (BOX, "link set eth0 address 02:00:00:00:00:09"),
     "inner_address": (BOX, "addr del 10.0.1.2/24 dev eth0"),
     "inner_address_v6": (BOX, "addr del fd00:1::2/64 dev eth0"),
+    "inner_link_local": (BOX, "-6 addr flush dev eth0 scope link"),
+    "inner_addresses": (BOX, "addr flush dev eth0"),
+    "inner_route": (BOX, "route del 10.0.1.0/24"),
+    "inner_routes": (BOX, "route flush dev eth0"),
+    "inner_route_v6": (BOX, "-6 route del fd00:1::/64 dev eth0"),
+    "inner_no_arp": (BOX, "link set eth0 arp off"),
+    "loopback_down": (BOX, "link set lo down"),
     "inner_deleted": (BOX, "link del eth0"),
     "uplink_deleted": (HOME, f"link del {G}"),
     "uplink_released": (HOME, f"link set {G} nomaster"),
@@ -208,6 +229,9 @@ BY_HAND = {
     "uplink_learns": (HOME, f"link set {G} type bridge_slave learning on"),
     "default_route": (BOX, "route del default"),
     "gateway_deleted": (HOME, f"link del {GATEWAY_BRIDGE}"),
+    "gateway_snoops": (HOME, f"link set {GATEWAY_BRIDGE} type bridge mcast_snooping 1"),
+    "gateway_route": (HOME, "route del 172.18.0.0/16"),
+    "uplink_route": (BOX, "route flush dev eth1"),
     "gateway_address": (HOME, f"addr flush dev {GATEWAY_BRIDGE}"),
 }
 
@@ -220,10 +244,36 @@ async def test_what_is_changed_by_hand_is_seen_and_put_right(net, box, name):
     place = net.netns_path(want.overlay.netns) if where is OVERLAY else where
     ip(place, *done.split())
     assert await wrong(net, want, gateway) != {}
-    await net.ensure_gateway(gateway)
-    await net.ensure_bridge(want.overlay.netns, want.overlay.bridge)
-    await repair(net, want)
+    await put_right(net, want, gateway)
     assert await wrong(net, want, gateway) == {}
+
+
+SYSCTLS = {
+    "bridge": (OVERLAY, "br0"),
+    "outer": (OVERLAY, V),
+    "inner": (BOX, "eth0"),
+    "uplink": (HOME, G),
+    "uplink_inner": (BOX, "eth1"),
+    "gateway": (HOME, GATEWAY_BRIDGE),
+}
+
+
+@pytest.mark.parametrize("name", SYSCTLS)
+async def test_ipv6_settings_changed_by_hand_are_seen_and_put_right(net, box, name):
+    where, ifname = SYSCTLS[name]
+    want = await wanted(net, box)
+    gateway = await build(net, want)
+    place = net.netns_path(want.overlay.netns) if where is OVERLAY else where
+    ours = {"disable_ipv6": 0, "accept_ra": 0, "autoconf": 0}
+    if name not in ("bridge", "inner"):
+        ours = {"disable_ipv6": 1}
+    for setting, value in ours.items():
+        file = f"/proc/sys/net/ipv6/conf/{ifname}/{setting}"
+        script = f"echo {1 - value} >{file}"
+        command("nsenter", f"--net={Path('/run/netns') / place}", "sh", "-c", script)
+        assert await wrong(net, want, gateway) != {}, setting
+        await put_right(net, want, gateway)
+        assert await wrong(net, want, gateway) == {}, setting
 
 
 @pytest.mark.parametrize(

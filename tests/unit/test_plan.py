@@ -137,8 +137,19 @@ def test_internal_network_needs_no_gateway():
 def test_bridge_has_the_gateways_addresses_and_mac():
     bridge = wanted(ipv6=True).overlay.bridge
     assert bridge.mac == bytes.fromhex("02420a000101")
-    assert bridge.addresses == {ip_interface("10.0.1.1/24"), ip_interface("fd00:1::1/64")}
+    assert bridge.addresses == {
+        ip_interface("10.0.1.1/24"),
+        ip_interface("fd00:1::1/64"),
+        ip_interface("fe80::42:aff:fe00:101/64"),
+    }
     assert bridge.ipv6
+
+
+def test_the_routes_that_the_kernel_makes_of_addresses_are_wanted_too():
+    one = wanted(ipv6=True)
+    on_link = {Route(ip_network(cidr)) for cidr in ("10.0.1.0/24", "fd00:1::/64", "fe80::/64")}
+    assert one.overlay.bridge.routes == on_link
+    assert one.attachments[0].overlay.inner.routes == on_link
 
 
 def test_ipv4_network_has_no_ipv6_anywhere():
@@ -151,14 +162,20 @@ def test_endpoint_reaches_the_networks_other_subnets_on_the_link():
     net = network()
     second = replace(net.subnets[0], cidr=ip_network("10.9.0.0/24"), gateway=ip_address("10.9.0.1"))
     one = wanted(subnets=(*net.subnets, second))
-    assert one.attachments[0].overlay.inner.routes == {Route(ip_network("10.9.0.0/24"))}
+    assert one.attachments[0].overlay.inner.routes == {
+        Route(ip_network("10.0.1.0/24")),
+        Route(ip_network("10.9.0.0/24")),
+    }
 
 
 def test_uplink_is_isolated_and_carries_the_default_route():
     uplink = wanted().attachments[0].uplink
     assert uplink.outer.isolated
     assert uplink.netns == ""
-    assert uplink.inner.routes == {Route(ip_network("0.0.0.0/0"), ip_address("172.18.0.1"))}
+    assert uplink.inner.routes == {
+        Route(ip_network("172.18.0.0/16")),
+        Route(ip_network("0.0.0.0/0"), ip_address("172.18.0.1")),
+    }
 
 
 def test_a_bridge_knows_each_container_by_its_mac_and_learns_no_other():
@@ -338,6 +355,9 @@ def without_namespace(actual):
         (lambda a: changed_inner(a, V, up=False), [EnsureVeth]),
         (lambda a: changed_inner(a, V, addresses=frozenset()), [EnsureVeth]),
         (lambda a: changed_inner(a, V, ipv6=True), [EnsureVeth]),
+        (lambda a: changed_inner(a, V, odd=frozenset({"noarp"})), [EnsureVeth]),
+        (lambda a: changed(a, BRIDGE, odd=frozenset({"mcast_snooping"})), [EnsureBridge]),
+        (lambda a: changed(a, V, isolated=True), [EnsureVeth]),
         (lambda a: changed_inner(a, G, routes=frozenset()), [EnsureVeth]),
         (lambda a: with_inner(a, G, None), [EnsureVeth]),
         (lambda a: replace(a, net=replace(a.net, gateway=None)), [EnsureGateway]),
@@ -361,7 +381,12 @@ def test_what_was_changed_by_hand_is_put_right(by_hand, repair):
         lambda a: changed_inner(
             a, V, routes=a.net.inner[V].routes | {Route(ip_network("192.0.2.0/24"))}
         ),
-        lambda a: changed_inner(a, G, routes=frozenset(), default_routes=frozenset({4})),
+        lambda a: changed_inner(
+            a,
+            G,
+            routes=frozenset({Route(ip_network("172.18.0.0/16"))}),
+            default_routes=frozenset({4}),
+        ),
     ],
 )
 def test_what_others_added_is_left_alone(by_hand):
