@@ -1,4 +1,6 @@
-"""The command line: a client of the daemon's API, nothing more (`cli_store`, `cli_docker` apart).
+"""The command line: a client of the daemon's API, nothing more.
+
+`cli_store`, `cli_docker` and `cli_debug` look at more: the store, Docker's files, the host.
 
 Only what a command needs is imported, since people and scripts start it often. Exit codes: 0 done,
 1 refused or failed, 2 wrong usage, 3 no daemon; `run` and `exec` end as their command does.
@@ -17,6 +19,7 @@ from click.shell_completion import get_completion_class
 
 from pyvxlan.daemon import cli_format
 from pyvxlan.daemon.apiclient import ClientError, RefusedError
+from pyvxlan.daemon.cli_debug import debug
 from pyvxlan.daemon.cli_docker import docker, doctor
 from pyvxlan.daemon.cli_options import (
     client_of,
@@ -32,6 +35,7 @@ from pyvxlan.daemon.cli_options import (
     print_list,
 )
 from pyvxlan.daemon.cli_store import store
+from pyvxlan.daemon.cli_top import top
 
 COMMAND_ARGS = {"allow_interspersed_args": False}
 
@@ -372,7 +376,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
 
 
-for _command in (docker, doctor, store):
+for _command in (debug, docker, doctor, store, top):
     cli.add_command(_command)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 from pyvxlan.daemon import ipam, records
@@ -249,6 +249,8 @@ class Status:
             "underlay": dict(reading.underlay) | {"drops": reading.underlay_drops},
             "endpoints": reading.endpoints,
             "names": {"sandboxes": reading.names_served, "queries": reading.name_outcomes},
+            "workers": [asdict(worker) for worker in reading.workers],
+            "peers": [{"host": name} | dict(peer) for name, peer in reading.peers.items()],
             "reconcile": {"repairs": reading.repairs, "problems": list(reading.problems)},
             "metrics_url": f"{scheme}://{metrics}/metrics" if metrics else None,
             "networks": [

@@ -10,6 +10,7 @@ import math
 import re
 import socket
 import subprocess
+import tarfile
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import dns.message
 import pytest
 
 from grafana.build import FOLDER
-from tests.netns.world import Container, Host, World, command, eventually, inside, world
+from tests.netns.world import BIN, Container, Host, World, command, eventually, inside, world
 
 pytestmark = pytest.mark.root
 
@@ -216,6 +217,37 @@ def test_rules_give_data_and_no_false_alarm(cluster: tuple[World, Prometheus]) -
     for record in re.findall(r"- record: (\S+)", rules):
         eventually(partial(asked.has, record), within_s=30, what=record)
     assert [sample["metric"] for sample in asked.ask('ALERTS{alertstate="firing"}')] == []
+
+
+def test_top_shows_what_flows(cluster: tuple[World, Prometheus]) -> None:
+    made, _ = cluster
+    printed = made[1].cli("top", "--interval", "0.5", "--count", "8", "--format", "json")
+    pages = [json.loads(line) for line in printed.splitlines()]
+    assert max(page["networks"][0]["egress_frames"] for page in pages) > 0
+    assert {page["networks"][0]["name"] for page in pages} == {"blue"}
+    (peer,) = pages[0]["peers"]
+    assert peer["host"] == "h2"
+    assert max(page["peers"][0]["sent_bytes"] for page in pages) > 0
+
+
+def test_dump_holds_what_the_kernel_has(cluster: tuple[World, Prometheus]) -> None:
+    made, _ = cluster
+    path = made.directory / "dump.tar.gz"
+    made[1].run(BIN / "pyvxlan", "--run-dir", made[1].run_dir, "debug", "dump", "-o", path)
+    with tarfile.open(path) as tar:
+        names = {name.partition("/")[2]: name for name in tar.getnames()}
+        vni = json.loads(made[1].cli("network", "inspect", "blue"))[0]["vni"]
+        for name, told in (
+            ("metrics.txt", "pyvxlan_frames_total"),
+            ("forwarder.log", "engine started"),
+            ("forwarder/stat.txt", "("),
+            ("host/links.txt", "under0"),
+            (f"networks/{vni}/links.txt", "vxlan0"),
+            (f"networks/{vni}/fdb.txt", "br0"),
+        ):
+            file = tar.extractfile(names[name])
+            assert file is not None
+            assert told in file.read().decode()
 
 
 def test_forwarder_that_is_gone_is_an_alarm(cluster: tuple[World, Prometheus]) -> None:
