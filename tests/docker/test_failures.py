@@ -57,6 +57,7 @@ def clean(world: Failing) -> Iterator[None]:
     yield
     if world.etcd.process is None:
         world.etcd.start()
+    world.etcd.thaw()
     for host in world.hosts:
         if every := host.docker("ps", "-aq").split():
             host.docker("rm", "-f", *every)
@@ -260,7 +261,7 @@ def test_store_that_is_away_stops_no_stop_and_says_why_nothing_starts(world: Fai
     create(host1, "spare", "--subnet", "10.72.0.0/24")
     shown(host2, "spare")
     stream = Stream(host1, "c1", "10.70.0.12")
-    world.etcd.kill()
+    world.etcd.freeze()
     eventually(lambda: "not reachable" in host1.cli("status"), within_s=SOON_S)
     assert resolves(host1, "c1", "c2") == {"10.70.0.12"}
     began_s = time.monotonic()
@@ -269,7 +270,7 @@ def test_store_that_is_away_stops_no_stop_and_says_why_nothing_starts(world: Fai
     host1.docker("rm", "-f", "c3", "c4")
     host1.docker("network", "rm", "spare")
     assert time.monotonic() - began_s < 20
-    world.etcd.start()
+    world.etcd.thaw()
     assert stream.lost() == 0
     nothing_of(world, "c3", "c4")
     gone(host2, "spare", within_s=SOON_S)
