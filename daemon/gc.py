@@ -3,8 +3,8 @@
 One host of the cluster does it, the one that holds `gc/leader`. It takes a host for dead only
 after it has seen `alive/<host>` absent for the whole grace time of its own clock, in every one of
 several looks, while its own view was fresh all along, and nobody heard of it (`witness`). Every
-removal is checked again in the store.
-If most hosts are absent, it rather is the way to the store that is cut: they are given a day.
+removal is checked again in the store. If most hosts are absent, it rather is the way to the store
+that is cut: they are given a day.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def judge(code: grpc.StatusCode, details: str) -> Verdict:
 
 
 def explain(code: grpc.StatusCode, details: str, member: str, url: StoreUrl) -> StoreError:
-    """Turns a status into our error, with the remedy."""
+    """Turns a status into our error, with the remedy if it is a special one."""
     about = f"store {url}: {member}"
     if "lease not found" in details:
         return StoreConflictError(f"{about}: the session has expired")
@@ -112,5 +112,5 @@ def explain(code: grpc.StatusCode, details: str, member: str, url: StoreUrl) -> 
             )
             return StoreUnavailableError(f"{about} {told}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return StoreUnavailableError(f"{about} did not answer in time")
-    return StoreUnavailableError(f"{about}: {details or code}")
+        return StoreUnavailableError(f"{member} did not answer in time")
+    return StoreUnavailableError(f"{member}: {details or code}")
