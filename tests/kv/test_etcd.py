@@ -388,6 +388,16 @@ async def test_restored_backup_is_told_as_a_new_store(
     await mirror.stop()
 
 
+async def put_back(server: EtcdServer, backup: Path, opened: Opener, *, key: str) -> None:
+    """Puts a backup back; then another client writes a key until the revision is a higher one."""
+    server.kill()
+    server.restore(backup)
+    await asyncio.to_thread(server.start)
+    other = await opened(server.url)
+    for number in range(10):
+        await other.txn([], [Write(key, str(number).encode())])
+
+
 @pytest.mark.own_client
 async def test_restored_store_that_went_on_is_not_mistaken_for_the_old_one(
     server: EtcdServer, relay: Relay, tmp_path: Path, opened: Opener
@@ -400,12 +410,7 @@ async def test_restored_store_that_went_on_is_not_mistaken_for_the_old_one(
     mirror = Mirror(store, "")
     await mirror.until(lambda: "lost" in mirror.values)
     await broken_off(relay, mirror)
-    server.kill()
-    server.restore(tmp_path / "backup")
-    await asyncio.to_thread(server.start)
-    other = await opened(server.url)
-    for number in range(10):
-        await other.txn([], [Write("b", str(number).encode())])
+    await put_back(server, tmp_path / "backup", opened, key="b")
     await relay.start()
     await mirror.until(lambda: isinstance(mirror.events[-1], Live), within_s=NOTICED_S)
     assert mirror.values == {"a": b"1", "b": b"9"}
@@ -414,6 +419,7 @@ async def test_restored_store_that_went_on_is_not_mistaken_for_the_old_one(
     await mirror.stop()
 
 
+@pytest.mark.own_client
 async def test_restored_store_that_is_silent_of_what_it_lost_is_listed_soon(
     server: EtcdServer, relay: Relay, tmp_path: Path, opened: Opener
 ) -> None:
@@ -425,12 +431,7 @@ async def test_restored_store_that_is_silent_of_what_it_lost_is_listed_soon(
     mirror = Mirror(store, "quiet/")
     await mirror.until(lambda: "quiet/b" in mirror.values)
     await broken_off(relay, mirror)
-    server.kill()
-    server.restore(tmp_path / "backup")
-    await asyncio.to_thread(server.start)
-    other = await opened(server.url)
-    for number in range(10):
-        await other.txn([], [Write("elsewhere", str(number).encode())])
+    await put_back(server, tmp_path / "backup", opened, key="elsewhere")
     await relay.start()
     await mirror.until(lambda: isinstance(mirror.events[-1], Live), within_s=HEALED_S)
     assert mirror.values == {"quiet/a": b"1"}
