@@ -31,7 +31,8 @@ import dns.message
 import dns.rdatatype
 
 from benches.docker.sides import ORIGINAL, OURS, Side, sides
-from tests.docker.hosts import IMAGE, DockerHost, EngineError
+from tests.docker.hosts import DockerHost
+from tests.docker.load import create_container, remove_container, start_container
 from tests.netns.world import inside
 
 POLL_S = 0.003
@@ -58,24 +59,24 @@ class Bench:
         self.side.create_network(self.here, "ov", OVERLAY)
         self.here.api("POST", "/networks/create", {"Name": "user", "Driver": "bridge"})
         until(lambda: "ov" in names(self.there))
-        start(self.here, create(self.here, "ov", "10.80.0.8"))
+        start_container(self.here, create_container(self.here, "ov", "10.80.0.8"))
 
     def staff(self) -> None:
         """Starts the containers that are there all the time, after the late joiners."""
-        self._watcher = create(self.there, "ov", "10.80.0.9")
-        start(self.there, self._watcher)
-        self._mover = create(self.here, "bridge")
-        start(self.here, self._mover)
+        self._watcher = create_container(self.there, "ov", "10.80.0.9")
+        start_container(self.there, self._watcher)
+        self._mover = create_container(self.here, "bridge")
+        start_container(self.here, self._mover)
         self._watching = Path(f"/proc/{self.there.pid_of(self._watcher)}/ns/net")
         time.sleep(1)
 
     def round(self) -> None:
         """Each measurement once."""
         for network in ("none", "bridge", "user"):
-            container = create(self.here, network)
-            self._timed(f"start on {network}", lambda c=container: start(self.here, c))
+            container = create_container(self.here, network)
+            self._timed(f"start on {network}", lambda c=container: start_container(self.here, c))
             time.sleep(SETTLE_S)
-            self._timed(f"rm -f on {network}", lambda c=container: remove(self.here, c))
+            self._timed(f"rm -f on {network}", lambda c=container: remove_container(self.here, c))
         self._overlay_start()
         self._network()
         self._connect()
@@ -83,35 +84,35 @@ class Bench:
     def late(self) -> None:
         """The first ping of a container on a host that joined after its target was started."""
         target = self._next_address()
-        container = create(self.here, "ov", target)
-        start(self.here, container)
+        container = create_container(self.here, "ov", target)
+        start_container(self.here, container)
         self.side.rejoin(self.there)
         until(lambda: "ov" in names(self.there))
-        late = create(self.there, "ov", self._next_address())
-        start(self.there, late)
+        late = create_container(self.there, "ov", self._next_address())
+        start_container(self.there, late)
         place = Path(f"/proc/{self.there.pid_of(late)}/ns/net")
         self._timed("first ping of a late joiner", lambda: pinged(place, target))
-        remove(self.there, late)
-        remove(self.here, container)
+        remove_container(self.there, late)
+        remove_container(self.here, container)
 
     def _overlay_start(self) -> None:
         address = self._next_address()
         name = f"c{secrets.token_hex(4)}"
-        container = create(self.here, "ov", address, name=name)
+        container = create_container(self.here, "ov", address, name=name)
         time.sleep(SETTLE_S)
         before = self.side.requests()
         with self._beside(
             "start on overlay -> its name answers on the other host",
             lambda: resolved(self._watching, name),
         ):
-            self._timed("start on overlay", lambda: start(self.here, container))
+            self._timed("start on overlay", lambda: start_container(self.here, container))
         self._timed("first ping from the other host", lambda: pinged(self._watching, address))
         time.sleep(SETTLE_S)
         asked = self.side.requests() - before
         self._note("store reads per start", asked.reads)
         self._note("store writes per start", asked.writes)
         before = self.side.requests()
-        self._timed("rm -f on overlay", lambda: remove(self.here, container))
+        self._timed("rm -f on overlay", lambda: remove_container(self.here, container))
         time.sleep(SETTLE_S)
         asked = self.side.requests() - before
         self._note("store reads per rm -f", asked.reads)
@@ -125,10 +126,12 @@ class Bench:
         ):
             self._timed("network create", lambda: self.side.create_network(self.here, name))
         time.sleep(SETTLE_S)
-        first = create(self.here, name)
-        self._timed("start of a network's first container", lambda: start(self.here, first))
+        first = create_container(self.here, name)
+        self._timed(
+            "start of a network's first container", lambda: start_container(self.here, first)
+        )
         time.sleep(SETTLE_S)
-        remove(self.here, first)
+        remove_container(self.here, first)
         time.sleep(SETTLE_S)
         with self._beside(
             "network rm -> gone on the other host",
@@ -191,34 +194,6 @@ def until(condition: Callable[[], bool]) -> None:
 def names(host: DockerHost) -> set[str]:
     """Names of an Engine's networks."""
     return {entry["Name"] for entry in host.api("GET", "/networks")}
-
-
-def create(host: DockerHost, network: str, address: str = "", *, name: str = "") -> str:
-    """Makes a container that sleeps; gives its id."""
-    body = {
-        "Image": IMAGE,
-        "Cmd": ["sleep", "3600"],
-        "HostConfig": {"NetworkMode": network},
-        "NetworkingConfig": {
-            "EndpointsConfig": {network: {"IPAMConfig": {"IPv4Address": address}}}
-            if address
-            else {}
-        },
-    }
-    query = f"?name={name}" if name else ""
-    return str(host.api("POST", f"/containers/create{query}", body)["Id"])
-
-
-def start(host: DockerHost, container: str) -> None:
-    host.api("POST", f"/containers/{container}/start")
-
-
-def remove(host: DockerHost, container: str) -> None:
-    try:
-        host.api("DELETE", f"/containers/{container}?force=1")
-    except EngineError as error:
-        if error.status != 404:
-            raise
 
 
 def pinged(place: Path, address: str) -> None:
