@@ -165,12 +165,7 @@ class DockerHost(Host):
     def docker(self, *args: object, timeout_s: float = 60) -> str:
         """Runs Docker's command line; fails if it fails. Gives stdout without the last newline."""
         done = self.docker_try(*args, timeout_s=timeout_s)
-        if done.returncode != 0:
-            tail = self.log.read_text()[-4000:] if self.log.exists() else ""
-            raise AssertionError(
-                f"docker {args} exited with {done.returncode}\n{done.stderr}\n{tail}"
-            )
-        return done.stdout.rstrip("\n")
+        return self.printed(done, f"docker {args}").rstrip("\n")
 
     def docker_try(self, *args: object, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Runs Docker's command line, whatever comes of it."""
@@ -397,7 +392,7 @@ def resolves(host: DockerHost, container: str, name: str) -> set[str]:
         answer = printed.partition("\n\n")[2]
         return {line.split()[-1] for line in answer.splitlines() if line.startswith("Address")}
 
-    return eventually(addresses, within_s=5, what=f"{name} resolves in {container}")
+    return eventually(addresses, within_s=20, what=f"{name} resolves in {container}")
 
 
 def busybox_image() -> bytes:

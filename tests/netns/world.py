@@ -275,12 +275,13 @@ class Host:
 
     def cli(self, *args: object, timeout_s: float = 30) -> str:
         """Runs `pyvxlan` against this host's daemon; fails if it fails."""
-        done = self.cli_try(*args, timeout_s=timeout_s)
+        return self.printed(self.cli_try(*args, timeout_s=timeout_s), f"pyvxlan {args}")
+
+    def printed(self, done: subprocess.CompletedProcess[str], what: str) -> str:
+        """Gives what a command printed; one that failed fails with the end of the daemon's log."""
         if done.returncode != 0:
-            tail = self.log.read_text()[-3000:] if self.log.exists() else ""
-            raise AssertionError(
-                f"pyvxlan {args} exited with {done.returncode}\n{done.stderr}\n{tail}"
-            )
+            tail = self.log.read_text()[-4000:] if self.log.exists() else ""
+            raise AssertionError(f"{what} exited with {done.returncode}\n{done.stderr}\n{tail}")
         return done.stdout
 
     def refused(self, *args: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyvxlan.daemon.errors import ConflictError
+from pyvxlan.daemon.errors import ConflictError, NetError
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.plugin import server, steward
 from pyvxlan.daemon.plugin.engine import EngineContainer
@@ -158,6 +158,7 @@ async def test_network_that_vanishes_before_docker_says_why_is_removed(
     removal = asyncio.create_task(one.docker.remove_network(here))
     await one.docker.create_network("n2")
     await two.shows("n2")  # Comparisons went by while n1 was not listed.
+    assert (one.docker.of_name("n1") is None) == (lost_s > 0), "no copy takes its place at once"
     one.docker.telling.set()
     await removal
     await two.hides("n1")
@@ -394,6 +395,19 @@ async def test_start_without_a_store_is_refused_and_leaves_nothing(
     one.node.store.recover()
     assert one.handover.endpoints == []
     assert len(await claims(two, "ip/")) == 1
+
+
+async def test_interface_that_can_not_be_made_refuses_the_start_and_nothing_stays(
+    one: DockerNode, two: DockerNode
+) -> None:
+    here, _ = await everywhere(one, two)
+    one.node.reconciler.fail = NetError("no room for a veth")
+    with pytest.raises(ConflictError, match="no room for a veth"):
+        await one.docker.run("c1", here)
+    assert one.handover.endpoints == []
+    assert len(await claims(one, "ip/")) == 1
+    assert not await claims(one, "ep/") | await claims(one, "name/") | await claims(one, "own/")
+    await one.docker.run("c1", here)
 
 
 async def test_address_reserved_by_a_daemon_that_died_is_given_back(
