@@ -94,11 +94,11 @@ def rates(before: Document, after: Document) -> dict[str, Any]:
         {"host": peer["host"], **each(peer, known.get(peer["host"], {}), *traffic)}
         for peer in after["peers"]
     ]
-    spent = {worker["number"]: worker["cpu_s"] for worker in before["workers"]}
+    idle_s = {worker["number"]: worker["idle_s"] for worker in before["workers"]}
     workers = [
         {
             "number": worker["number"],
-            "busy": rate(worker["cpu_s"], spent.get(worker["number"], 0.0)),
+            "busy": max(0.0, 1 - rate(worker["idle_s"], idle_s.get(worker["number"], 0.0))),
             "queue": worker["queue_bytes"] / worker["queue_limit_bytes"],
         }
         for worker in after["workers"]

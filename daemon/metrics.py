@@ -162,6 +162,7 @@ def _host_families(reading: Reading) -> Iterator[Family]:
         forwarder.get("restarts", 0),
     )
     cpu = Family("counter", "forwarder_cpu_seconds", "CPU time of a thread.", "worker")
+    idle = Family("counter", "forwarder_idle_seconds", "Time without work of a thread.", "worker")
     queued = Family(
         "gauge", "forwarder_queue_bytes", "What waits to be received, in kernel memory.", "worker"
     )
@@ -169,9 +170,10 @@ def _host_families(reading: Reading) -> Iterator[Family]:
     for worker in reading.workers:
         name = str(worker.number)
         cpu.add(worker.cpu_s, name)
+        idle.add(worker.idle_s, name)
         queued.add(worker.queue_bytes, name)
         room.add(worker.queue_limit_bytes, name)
-    yield from (cpu, queued, room)
+    yield from (cpu, idle, queued, room)
     yield gauge("networks", "Networks of the cluster.", reading.cluster_networks)
     hosts = Family("gauge", "hosts", "Hosts of the cluster.", "state")
     hosts.add(reading.hosts_alive, "alive")

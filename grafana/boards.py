@@ -159,10 +159,14 @@ HOST_BOARD = Board(
                 Panel("Frames", "Frames as they are on the wire, by direction.", "pps",
                       (Query(rate("pyvxlan_frames_total", HOST, "instance, direction"),
                              "{{instance}} {{direction}}"),)),
-                Panel("Busy share of a thread", "CPU time of each thread; at 100 % it is the bottleneck.",
+                Panel("Busy share of a thread", "Time that a thread has work; at 100 % it is the bottleneck.",
+                      "percentunit",
+                      (Query("1 - " + rate("pyvxlan_forwarder_idle_seconds_total", HOST, "instance, worker"),
+                             "{{instance}} thread {{worker}}"),), warn=0.8, alarm=0.95),
+                Panel("CPU of a thread", "With what it spends on looking for work before it sleeps.",
                       "percentunit",
                       (Query(rate("pyvxlan_forwarder_cpu_seconds_total", HOST, "instance, worker"),
-                             "{{instance}} thread {{worker}}"),), warn=0.8, alarm=0.95),
+                             "{{instance}} thread {{worker}}"),)),
                 Panel("Receive queue", "Of the room for datagrams that wait for a thread, how much is "
                       "taken; full means drops (receive_full).", "percentunit",
                       (Query(f"pyvxlan_forwarder_queue_bytes{{{HOST}}} / "

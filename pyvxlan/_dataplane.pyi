@@ -159,6 +159,10 @@ class Stats:
     def workers(self) -> int:
         """Number of worker threads."""
 
+    @property
+    def idle_s(self) -> list[float]:
+        """How long each worker has had nothing to do since it began, its present wait included."""
+
     def networks(self) -> list[tuple[int, _NetworkCounters]]:
         """Counters of each attached VNI, in order of VNI."""
 

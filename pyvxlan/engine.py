@@ -86,10 +86,12 @@ class VtepStats:
 class Stats:
     """One reading of all counters, summed over workers.
 
-    `networks` by VNI; `vteps` by address, those that datagrams went to or came from.
+    `networks` by VNI; `vteps` by address, those that datagrams went to or came from; `idle_s` by
+    worker: how long it has had nothing to do since it began.
     """
 
     workers: int
+    idle_s: Sequence[float]
     underlay: UnderlayStats
     networks: Mapping[int, NetworkStats]
     vteps: Mapping[Address, VtepStats]
@@ -307,6 +309,7 @@ class Engine:
         raw = self._engine.stats()
         return Stats(
             raw.workers,
+            tuple(raw.idle_s),
             UnderlayStats(**raw.underlay()),
             {vni: NetworkStats(**counters) for vni, counters in raw.networks()},
             {parse_address(vtep): VtepStats(**counters) for vtep, counters in raw.vteps()},

@@ -1,4 +1,4 @@
-"""What the kernel tells of the forwarder's threads and sockets; costs them nothing."""
+"""What kernel and forwarder tell of its threads and sockets; costs them nothing."""
 
 from __future__ import annotations
 
@@ -20,33 +20,39 @@ _THREAD = "vxlan-"
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One thread of the forwarder: CPU time, and what waits in its receiving socket.
+    """One thread of the forwarder: what it has spent, and what waits in its receiving socket.
 
-    Bytes are of kernel memory, which is more than what the datagrams hold.
+    `cpu_s` holds what it spent on looking for work; `idle_s` is all time without work. Bytes are of
+    kernel memory, which is more than what the datagrams hold.
     """
 
     number: int
     cpu_s: float
+    idle_s: float
     queue_bytes: int
     queue_limit_bytes: int
 
 
-def read_workers(pid: int, sockets: Sequence[int]) -> tuple[Worker, ...]:
-    """Reads all workers of a forwarder, in order; `sockets` are those that they receive from.
+def read_workers(pid: int, sockets: Sequence[int], idle_s: Sequence[float]) -> tuple[Worker, ...]:
+    """Reads the workers of a forwarder, in order; none of one that is gone.
 
-    None of one that is gone.
+    Args:
+        pid: The forwarder's.
+        sockets: Those that its workers receive from.
+        idle_s: What it says of each worker; one of which it says nothing is left out.
     """
     found = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             name, _, fields = (task / "stat").read_text("utf-8").rpartition(")")
             number = name.partition(f"({_THREAD}")[2]
-            if not number.isdecimal() or int(number) >= len(sockets):
+            if not number.isdecimal() or int(number) >= min(len(sockets), len(idle_s)):
                 continue
             # proc_pid_stat(5): fields 14 and 15 are utime and stime; `fields` begin with the third.
             ticks = sum(map(int, fields.split()[11:13]))
-            queued, limit = _memory(sockets[int(number)])
-            found.append(Worker(int(number), ticks / _TICKS_PER_S, queued, limit))
+            index = int(number)
+            queued, limit = _memory(sockets[index])
+            found.append(Worker(index, ticks / _TICKS_PER_S, idle_s[index], queued, limit))
     return tuple(sorted(found, key=lambda worker: worker.number))
 
 

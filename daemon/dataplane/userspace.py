@@ -173,7 +173,7 @@ class UserspaceDataplane:
             pid = hello.pid if hello else 0
             return {
                 "workers": counters.workers,
-                "threads": read_workers(pid, self._underlay[: counters.workers]),
+                "threads": read_workers(pid, self._underlay[: counters.workers], counters.idle_s),
                 "underlay": counters.underlay,
                 "networks": counters.networks,
                 "vteps": counters.vteps,

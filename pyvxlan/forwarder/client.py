@@ -23,6 +23,7 @@ from pyvxlan.forwarder.protocol import (
     ProtocolError,
     TableUpdate,
     expect,
+    expect_items,
     expect_list,
     expect_map,
 )
@@ -68,10 +69,11 @@ class Handover:
 class ForwarderStats:
     """Counters under the engine's names; `networks` by VNI, `vteps` by address, as text.
 
-    See `pyvxlan.Stats` for each.
+    `idle_s` is by worker. See `pyvxlan.Stats` for each.
     """
 
     workers: int
+    idle_s: tuple[float, ...]
     underlay: Counters
     networks: Mapping[int, Counters]
     vteps: Mapping[str, Counters]
@@ -226,12 +228,13 @@ class ForwarderClient:
             vni, counters = expect_list(item, 2, "network")
             networks[expect(vni, int, "vni")] = _counters(counters)
         vteps = {}
-        # A forwarder of a version before this one has none, until it is replaced.
+        # A forwarder of a version before this one lacks what is optional, until it is replaced.
         for item in expect(answer.get("vteps", []), list, "vteps"):
             vtep, counters = expect_list(item, 2, "VTEP")
             vteps[expect(vtep, str, "VTEP")] = _counters(counters)
         return ForwarderStats(
             workers=expect(answer.get("workers"), int, "workers"),
+            idle_s=tuple(expect_items(answer.get("idle_s", []), float, "idle_s")),
             underlay=_counters(answer.get("underlay")),
             networks=networks,
             vteps=vteps,

@@ -43,6 +43,10 @@ class Counters(Protocol):
     def workers(self) -> int:
         """Number of worker threads."""
 
+    @property
+    def idle_s(self) -> Sequence[float]:
+        """How long each has had nothing to do."""
+
     def networks(self) -> Sequence[tuple[int, Mapping[str, Any]]]:
         """Counters of each VNI."""
 
@@ -319,6 +323,7 @@ class Methods:
         networks = [[vni, counters] for vni, counters in stats.networks()]
         return {
             "workers": stats.workers,
+            "idle_s": list(stats.idle_s),
             "underlay": stats.underlay(),
             "networks": networks,
             "vteps": [[vtep, counters] for vtep, counters in stats.vteps()],

@@ -61,7 +61,7 @@ READING = Reading(
         ),
     ),
     forwarder={"pid": 77, "workers": 2, "restarts": 1},
-    workers=(Worker(0, 1.5, 4096, 8192), Worker(1, 2.5, 0, 8192)),
+    workers=(Worker(0, 1.5, 9.5, 4096, 8192), Worker(1, 2.5, 8.5, 0, 8192)),
     underlay=dict.fromkeys(
         [
             f"{direction}_{what}"
@@ -165,6 +165,7 @@ async def test_reading_becomes_samples() -> None:
         "peer_datagrams_total/sent/host2": 21,
         "peer_bytes_total/received/host2": 21,
         "forwarder_cpu_seconds_total/0": 1.5,
+        "forwarder_idle_seconds_total/1": 8.5,
         "forwarder_queue_bytes/0": 4096,
         "forwarder_queue_limit_bytes/1": 8192,
         "ipam_used_addresses/blue/ipv4": 5,
@@ -306,7 +307,7 @@ def test_status_reads_what_the_data_plane_counts() -> None:
     async def stats() -> dict[str, object]:
         return {
             "pid": 5,
-            "threads": (Worker(0, 1.5, 10, 20),),
+            "threads": (Worker(0, 1.5, 2.5, 10, 20),),
             "workers": 2,
             "restarts": 0,
             "since": 1.5,
@@ -325,7 +326,7 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         door.dataplane.stats = stats
         reading = door.do(door.status.reading())
         assert reading.forwarder == {"pid": 5, "workers": 2, "restarts": 0}
-        assert reading.workers == (Worker(0, 1.5, 10, 20),)
+        assert reading.workers == (Worker(0, 1.5, 2.5, 10, 20),)
         assert {name: peer["sent_bytes"] for name, peer in reading.peers.items()} == {
             "host2": 7,
             "": 5,
@@ -365,20 +366,21 @@ def test_workers_are_read_from_the_kernel() -> None:
         with Engine(sockets, workers=2, paused=True):
             deadline = time.monotonic() + 10
             # A thread has its name shortly after its start.
-            while len(quiet := read_workers(os.getpid(), held)) < 2:
+            while len(quiet := read_workers(os.getpid(), held, [1.0, 2.0])) < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             with socket.socket(type=socket.SOCK_DGRAM) as sender:
                 sender.sendto(bytes(100), ("127.0.0.1", port))
-            waiting = read_workers(os.getpid(), held)
+            waiting = read_workers(os.getpid(), held, [1.0, 2.0])
+            assert len(read_workers(os.getpid(), held, [1.0])) == 1
     finally:
         for descriptor in held:
             os.close(descriptor)
-    assert [worker.number for worker in quiet] == [0, 1]
+    assert [(worker.number, worker.idle_s) for worker in quiet] == [(0, 1.0), (1, 2.0)]
     assert [worker.queue_bytes for worker in quiet] == [0, 0]
     assert sum(worker.queue_bytes >= 100 for worker in waiting) == 1
     assert all(worker.queue_limit_bytes > 100_000 and worker.cpu_s >= 0 for worker in waiting)
 
 
 def test_workers_of_a_process_that_is_gone_are_none() -> None:
-    assert read_workers(0, ()) == ()
+    assert read_workers(0, (), ()) == ()

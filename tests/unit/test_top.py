@@ -25,7 +25,7 @@ def reading(uptime_s: float, times: int, *, networks: bool = True) -> dict[str, 
         "workers": [
             {
                 "number": 0,
-                "cpu_s": 0.5 * times,
+                "idle_s": 0.5 * times,
                 "queue_bytes": 10,
                 "queue_limit_bytes": 100,
             }
@@ -110,7 +110,7 @@ def test_command_reads_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
         return {
             "pid": 5,
             "workers": 1,
-            "threads": (Worker(0, 1.0, 0, 100),),
+            "threads": (Worker(0, 1.0, 0.0, 0, 100),),
             "networks": {4242: {"egress_frames": next(sent)}},
             "vteps": {"198.18.0.2": {"sent_bytes": 7}},
         }

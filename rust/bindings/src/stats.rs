@@ -15,6 +15,12 @@ impl Stats {
         self.0.workers
     }
 
+    #[getter]
+    fn idle_s(&self) -> Vec<f64> {
+        let seconds = |&idle_ns: &u64| idle_ns as f64 / 1e9;
+        self.0.idle_ns.iter().map(seconds).collect()
+    }
+
     fn networks<'py>(&self, py: Python<'py>) -> PyResult<Vec<(u32, Bound<'py, PyDict>)>> {
         let mut networks = Vec::with_capacity(self.0.networks.len());
         for (vni, stats) in &self.0.networks {

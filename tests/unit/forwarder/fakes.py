@@ -33,6 +33,7 @@ class FakeStats:
     """Counters that say how many VNIs there are."""
 
     workers = 2
+    idle_s = (0.5, 1.5)
 
     def __init__(self, vnis: Sequence[int]) -> None:
         self._vnis = vnis

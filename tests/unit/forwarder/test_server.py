@@ -241,6 +241,7 @@ async def test_stats_are_the_engines(path):
         stats = await client.stats()
         assert (stats.workers, stats.underlay["sent_datagrams"]) == (2, 7)
         assert stats.networks[7]["egress_drops"] == {"truncated": 1}
+        assert stats.idle_s == (0.5, 1.5)
         assert stats.vteps == {"198.18.0.2": {"sent_datagrams": 3}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from ipaddress import ip_address
 
 import pytest
@@ -23,6 +24,16 @@ def test_a_new_engine_has_workers_and_nothing_attached(engine):
     stats = engine.stats()
     assert (stats.workers, stats.networks) == (2, {})
     assert stats.underlay.sent_datagrams == 0
+
+
+def test_idle_time_of_a_worker_grows_while_it_waits(engine):
+    before = engine.stats().idle_s
+    deadline = time.monotonic() + 10
+    while (now := engine.stats().idle_s) == before or min(now) == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(before) == len(now) == 2
+    assert all(later >= earlier for earlier, later in zip(before, now, strict=True))
 
 
 def test_closing_an_engine_frees_its_port_and_can_be_repeated(engine):

@@ -8,6 +8,7 @@ mod confine;
 mod counters;
 mod egress;
 mod events;
+mod idle;
 mod ingress;
 mod lane;
 mod network;
@@ -33,6 +34,7 @@ pub use network::{Network, NetworkConfig};
 pub use vteps::VtepStats;
 
 use crate::io::{ReceiveDrops, TapQueue, UdpUnderlay};
+use crate::sys::clock;
 use crate::table::{TableError, Tables};
 use crate::wire::{MacAddr, Vni};
 use crate::DropReason;
@@ -95,6 +97,8 @@ pub struct Dump {
 pub struct Stats {
     /// Number of workers.
     pub workers: usize,
+    /// How long each worker has had nothing to do since it began, in nanoseconds.
+    pub idle_ns: Vec<u64>,
     /// By VNI, in order.
     pub networks: Vec<(Vni, NetworkStats)>,
     /// The sockets.
@@ -349,6 +353,9 @@ impl Engine {
     /// [`EngineError::Closed`].
     pub fn stats(&self) -> Result<Stats, EngineError> {
         let mut control = self.open()?;
+        let now_ns = clock::monotonic_ns();
+        let workers = control.workers.iter_mut();
+        let idle_ns = workers.map(|worker| worker.idle_ns(now_ns)).collect();
         let mut vteps = BTreeMap::new();
         for worker in &mut control.workers {
             worker.sum_vteps(&mut vteps);
@@ -359,6 +366,7 @@ impl Engine {
         underlay.drops.add(DropReason::ReceiveFull, unseen.sum());
         Ok(Stats {
             workers: self.workers,
+            idle_ns,
             networks: networks
                 .map(|(&vni, network)| (vni, network.stats()))
                 .collect(),

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use super::counters::UnderlayCounters;
 use super::events::{Event, EventSender};
+use super::idle::{Idle, IdleReader};
 use super::lane::{Lane, Round};
 use super::patience::Patience;
 use super::vteps::{MetVteps, VtepStats};
@@ -53,6 +54,7 @@ pub(super) struct Worker {
     wake: Arc<EventFd>,
     counters: Arc<UnderlayCounters>,
     met: Option<MetVteps>,
+    idle: IdleReader,
     thread: JoinHandle<()>,
 }
 
@@ -71,10 +73,12 @@ impl Worker {
         let mut lane = Lane::new(number, underlay, destination_port);
         let counters = Arc::clone(&lane.counters.sockets);
         let met = lane.met.take();
+        let idle = Arc::<Idle>::default();
         let running = Running {
             lane,
             epoll,
             patience: Patience::default(),
+            idle: Arc::clone(&idle),
             inbox,
             wake: Arc::clone(&wake),
             events,
@@ -90,6 +94,7 @@ impl Worker {
             wake,
             counters,
             met,
+            idle: IdleReader::new(idle),
             thread,
         })
     }
@@ -112,6 +117,11 @@ impl Worker {
         }
     }
 
+    /// How long it has had nothing to do, in nanoseconds.
+    pub fn idle_ns(&mut self, now_ns: u64) -> u64 {
+        self.idle.read(now_ns)
+    }
+
     /// Waits until the thread has ended, which [`Order::Stop`] makes it do.
     pub fn join(self) {
         // A panic was reported as an event already.
@@ -124,6 +134,7 @@ struct Running {
     lane: Lane<TapQueue, UdpUnderlay>,
     epoll: Epoll,
     patience: Patience,
+    idle: Arc<Idle>,
     inbox: Receiver<Order>,
     wake: Arc<EventFd>,
     events: EventSender,
@@ -172,6 +183,7 @@ impl Running {
             return Ok(());
         }
         let begin = clock::monotonic_ns();
+        self.idle.begin(begin);
         let look_ns = self.patience.look_ns();
         let mut wait_ns = 0;
         while ready.is_empty() && wait_ns < look_ns {
@@ -185,6 +197,7 @@ impl Running {
             wait_ns = clock::monotonic_ns() - begin;
         }
         self.patience.waited(wait_ns);
+        self.idle.end(wait_ns);
         Ok(())
     }
 
