@@ -1,4 +1,5 @@
-//! Nanoseconds per FDB lookup, and per published change, at several table sizes.
+//! Nanoseconds per FDB lookup, and per published change, at several table sizes; entries a second
+//! that change in batches.
 
 #![allow(clippy::unwrap_used)] // A panic is how a wrong result shows.
 
@@ -6,7 +7,7 @@ use std::hint::black_box;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use criterion::{criterion_group, criterion_main, Criterion};
+use criterion::{criterion_group, criterion_main, Criterion, Throughput};
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::{MacAddr, Vni};
 
@@ -61,11 +62,37 @@ fn lookup_and_change(c: &mut Criterion) {
     }
 }
 
+/// Moves 10,000 entries to another VTEP with one publication.
+fn change_batch(c: &mut Criterion) {
+    const BATCH: u32 = 10_000;
+    let mut group = c.benchmark_group("table");
+    group.throughput(Throughput::Elements(BATCH.into()));
+    for (name, size) in SIZES {
+        if size < BATCH {
+            continue;
+        }
+        let mut published = tables(size);
+        let moved = |to: u32| -> Vec<_> {
+            let numbers = (0..BATCH).map(|n| (u64::from(n) * 7_919 % u64::from(size)) as u32);
+            numbers.map(|n| (mac(n), vtep(n + to))).collect()
+        };
+        let mut batches = [moved(1), moved(2)].into_iter().cycle();
+        group.bench_function(format!("publish 10k moved entries in {name}"), |b| {
+            b.iter(|| {
+                let batch = batches.next().unwrap_or_default();
+                published = published.with_changes(&batch, &[]).unwrap();
+            })
+        });
+        assert_eq!(published.fdb_len(), size as usize);
+    }
+    group.finish();
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2));
-    targets = lookup_and_change
+    targets = lookup_and_change, change_batch
 }
 criterion_main!(benches);

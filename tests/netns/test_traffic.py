@@ -84,6 +84,24 @@ def test_bulk_tcp_arrives_bit_exact_both_ways(either: Trio, version: int) -> Non
         assert hashlib.sha256(arrived).hexdigest() == digest
 
 
+def test_bulk_tcp_arrives_bit_exact_though_the_underlay_loses_datagrams(trio: Trio) -> None:
+    host = trio.world[2]
+    offloads_off(*((each.netns, "under0") for each in trio.world.hosts))
+    rule = "iifname under0 udp dport 4789 numgen random mod 50 == 0 counter drop"
+    host.run("nft", "add table ip lossy")
+    host.run("nft", "add chain ip lossy in { type filter hook prerouting priority raw; }")
+    try:
+        host.run("nft", f"add rule ip lossy in {rule}")
+        payload = os.urandom(1 << 20) * 4
+        for client, server in ((0, 1), (1, 0)):
+            containers = trio.containers[client], trio.containers[server]
+            assert transfer(*containers, trio.v4[server], payload) == payload
+        lost = host.run("nft", "list", "chain", "ip", "lossy", "in").stdout
+        assert int(lost.split("packets ")[1].split()[0]) > 10
+    finally:
+        host.run("nft", "delete table ip lossy")
+
+
 def test_tcp_leaves_the_container_in_super_frames(either: Trio) -> None:
     """The port's offloads are in use: the kernel hands over frames far larger than the MTU."""
 

@@ -1,4 +1,4 @@
-//! Nothing on the packet path allocates: counted by an allocator of our own.
+//! Nothing on the packet path allocates, and tables stay small: counted by an allocator of our own.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,7 +10,7 @@ use vxlan_dataplane::engine::{Lane, Network, NetworkConfig, Round};
 use vxlan_dataplane::io::{FrameBatch, Memory, Message, Piece, Port, Received, Underlay};
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::virtio::VnetHdr;
-use vxlan_dataplane::wire::{vxlan, Vni};
+use vxlan_dataplane::wire::{vxlan, MacAddr, Vni};
 
 mod support;
 
@@ -20,17 +20,25 @@ struct Counting;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    /// What this thread has allocated and not given back, in bytes.
+    static HELD: Cell<isize> = const { Cell::new(0) };
+}
+
+fn hold(bytes: isize) {
+    HELD.with(|held| held.set(held.get() + bytes));
 }
 
 // SAFETY: All is left to the system's allocator; counting touches a cell that needs no memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        hold(layout.size() as isize);
         // SAFETY: The caller keeps to the same contract.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        hold(-(layout.size() as isize));
         // SAFETY: The caller keeps to the same contract.
         unsafe { System.dealloc(pointer, layout) }
     }
@@ -166,5 +174,31 @@ fn forwarding_allocates_nothing_once_it_runs() -> Result<(), Box<dyn std::error:
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
     let stats = network.stats();
     assert_eq!(stats.egress_drops.total() + stats.ingress_drops.total(), 0);
+    Ok(())
+}
+
+/// As the control plane fills a table: in batches, each of which publishes a snapshot.
+#[test]
+fn million_entries_take_less_than_100_mb() -> Result<(), Box<dyn std::error::Error>> {
+    const BATCHES: u32 = 100;
+    const BATCH: u32 = 10_000;
+    let before = HELD.with(Cell::get);
+    let mut tables = Tables::new(Vni::new(7)?, true);
+    for batch in 0..BATCHES {
+        let numbers = batch * BATCH..(batch + 1) * BATCH;
+        let entries: Vec<(MacAddr, IpAddr)> = numbers
+            .map(|number| {
+                let [a, b, c, d] = number.to_be_bytes();
+                let host = IpAddr::from([198, 18, d, c]);
+                (MacAddr([2, 0x42, a, b, c, d]), host)
+            })
+            .collect();
+        tables = tables.with_changes(&entries, &[])?;
+    }
+    assert_eq!(tables.fdb_len(), (BATCHES * BATCH) as usize);
+    let held = HELD.with(Cell::get) - before;
+    assert!(held < 100_000_000, "{held} bytes");
+    drop(tables);
+    assert_eq!(HELD.with(Cell::get), before, "all of it is given back");
     Ok(())
 }

@@ -12,6 +12,7 @@ use proptest::prelude::*;
 use support::{Packet, MAC_A, MAC_B};
 use vxlan_dataplane::engine::{Lane, Network, NetworkConfig, Round};
 use vxlan_dataplane::io::mem::{Datagram, MemPort, MemUnderlay};
+use vxlan_dataplane::offload::{complete_checksum, Segments, MAX_HEADER_LEN};
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::virtio::{self, VnetHdr};
 use vxlan_dataplane::wire::{arp, ethernet, vxlan, MacAddr, Vni};
@@ -703,8 +704,81 @@ fn sizes_of_the_tables_come_with_the_counters() {
     assert_eq!(sizes, (1, 1, 2));
 }
 
+/// The frames that a container's stack sees in what it is given: super-frames cut, checksums whole.
+fn frames_in(given: &[u8]) -> Vec<Vec<u8>> {
+    let header = VnetHdr::parse(given).unwrap();
+    let mut frame = given[virtio::HEADER_LEN..].to_vec();
+    if !header.is_gso() {
+        complete_checksum(&header, &mut frame).unwrap();
+        return vec![frame];
+    }
+    let mut segments = Segments::new(&header, &frame).unwrap();
+    let mut room = [0; MAX_HEADER_LEN];
+    let mut cut = vec![];
+    while let Some((header_len, payload)) = segments.next_into(&mut room) {
+        cut.push([&room[..header_len], &frame[payload]].concat());
+    }
+    cut
+}
+
+/// The frame without the identification of IPv4, which means nothing with DF (RFC 6864).
+fn without_identification(mut frame: Vec<u8>) -> Vec<u8> {
+    if frame[12..14] == [8, 0] && frame[20] & 0x40 != 0 {
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    }
+    frame
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Each pick is a datagram that arrives: those not picked are lost, those picked twice repeated.
+    #[test]
+    fn underlay_that_loses_repeats_and_reorders_changes_no_frame(
+        ipv6 in any::<bool>(),
+        size in 30..300u16,
+        picks in vec((any::<prop::sample::Index>(), any::<bool>()), 1..150),
+    ) {
+        let mut sender = bench();
+        let payload: Vec<u8> = (0..6000).map(|n| (n * 7 + n / 256) as u8).collect();
+        for packet in [Packet::tcp(ipv6, 1, &payload), Packet::udp(ipv6, &payload)] {
+            let (header, frame) = packet.super_frame(size);
+            sender.port.inject(header.emit(), &frame);
+        }
+        sender.lane.egress_round(sender.token, SECOND);
+        let sent = sender.underlay.take();
+        prop_assert_eq!(sent.len(), 2 * 6000_usize.div_ceil(size.into()));
+        // Every other pick is followed by its successor, so that there is something to join.
+        let arriving: Vec<Vec<u8>> = picks
+            .iter()
+            .flat_map(|(index, more)| {
+                let at = index.index(sent.len());
+                &sent[at..sent.len().min(at + 1 + usize::from(*more))]
+            })
+            .map(|datagram| turned(datagram.payload[vxlan::HEADER_LEN..].to_vec()))
+            .collect();
+        let mut receiver = bench();
+        let mut got = vec![];
+        for run in arriving.chunk_by(|a, b| a.len() == b.len()) {
+            got.extend(receiver.ingress(vtep(2), run));
+        }
+        let got: Vec<_> = got
+            .iter()
+            .flat_map(|given| frames_in(given))
+            .map(without_identification)
+            .collect();
+        for protocol in [6, 17] {
+            let of = |frame: &&Vec<u8>| frame[if ipv6 { 20 } else { 23 }] == protocol;
+            let expected: Vec<_> = arriving
+                .iter()
+                .filter(of)
+                .map(|frame| without_identification(frame.clone()))
+                .collect();
+            let got: Vec<_> = got.iter().filter(of).cloned().collect();
+            prop_assert_eq!(got, expected);
+        }
+    }
 
     #[test]
     fn no_bytes_from_a_container_harm(
