@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon.errors import (
@@ -43,6 +43,8 @@ ORPHAN_S = 60.0
 LOST_S = 2.0
 """How long a network may lack in Docker's list until it is lost. One that Docker is removing is no
 more in the list when the plug-in is told."""
+NAMELESS_S = 5.0
+"""How long a container's start may take from its endpoint to the event that tells its name."""
 WARN_AGAIN_S = 300.0
 
 
@@ -79,6 +81,8 @@ class Steward:
         self._swept = False
         self._missing_s: dict[str, float] = {}
         """Since when paired networks lack in Docker's list."""
+        self._nameless_s: dict[str, float] = {}
+        """Since when endpoints have no container that is known."""
 
     def poke(self) -> None:
         """Asks for a comparison now."""
@@ -146,17 +150,16 @@ class Steward:
         await self._sweep(shown)
         for engine_id in [entry.id for entry in shown]:
             await self.drivers[0].drop_unknown(engine_id)
-        if nameless := [here for here in self._handover.endpoints if not self._described(here)]:
-            self._spawn(self._describe_all(nameless))
+        if late := self._nameless():
+            self._spawn(self._describe_all(late))
         if failed:
             asyncio.get_running_loop().call_later(RETRY_S, self.poke)
 
     def _leaving(self, shown: Sequence[EngineNetwork]) -> set[str]:
         """Paired networks that Docker has stopped listing a moment ago; looks again after it."""
-        now_s = time.monotonic()
         missing = self._pairing.pairs.keys() - {entry.id for entry in shown}
-        self._missing_s = {id_: self._missing_s.get(id_, now_s) for id_ in missing}
-        leaving = {id_ for id_, since_s in self._missing_s.items() if now_s - since_s < LOST_S}
+        self._missing_s = _still(self._missing_s, missing)
+        leaving = missing - _longer_than(LOST_S, self._missing_s)
         if leaving:
             asyncio.get_running_loop().call_later(LOST_S, self.poke)
         return leaving
@@ -299,10 +302,15 @@ class Steward:
 
     # Names
 
-    def _described(self, local: LocalEndpoint) -> bool:
-        """Whether an endpoint's container is known; that it is not yet, is right after a start."""
-        endpoint = self._handover.endpoint(local)
-        return endpoint is None or bool(endpoint.container_id)
+    def _nameless(self) -> list[LocalEndpoint]:
+        """Endpoints whose container should be known by now: Docker's word of it was missed."""
+        here = {
+            local.id: local
+            for local in self._handover.endpoints
+            if (endpoint := self._handover.endpoint(local)) and not endpoint.container_id
+        }
+        self._nameless_s = _still(self._nameless_s, here)
+        return [here[id_] for id_ in _longer_than(NAMELESS_S, self._nameless_s)]
 
     async def _describe_all(self, endpoints: Sequence[LocalEndpoint]) -> None:
         """Learns the names of the containers that have these endpoints."""
@@ -356,3 +364,14 @@ class Steward:
         if now_s - self._warned.get(key, -WARN_AGAIN_S) >= WARN_AGAIN_S:
             log.warning(text, error)
             self._warned[key] = now_s
+
+
+def _still(since_s: Mapping[str, float], found: Iterable[str]) -> dict[str, float]:
+    """Since when what is found now is so: what was found before keeps its time."""
+    now_s = time.monotonic()
+    return {id_: since_s.get(id_, now_s) for id_ in found}
+
+
+def _longer_than(limit_s: float, since_s: Mapping[str, float]) -> set[str]:
+    now_s = time.monotonic()
+    return {id_ for id_, at_s in since_s.items() if now_s - at_s >= limit_s}

@@ -444,6 +444,22 @@ async def test_container_on_two_overlays_asks_for_names_through_one_that_is_left
     assert one.wires.routes == [left.sandbox.path]
 
 
+async def test_name_whose_event_was_missed_is_learnt_later(
+    one: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steward, "NAMELESS_S", 0.0)
+    here = await one.docker.create_network("n1")
+    network = await one.knows("n1")
+    one.docker.reachable = False  # So nobody is asked for a name, and no event is heard.
+    monkeypatch.setattr(one.docker, "_happened", lambda *_, **__: None)
+    await one.docker.run("c1", here)
+    assert {e.name for e in one.node.state.endpoints[network.id].values()} == {""}
+    await one.node.service.create_network(NetworkSpec("n2"))  # A reason to compare.
+    await one.node.until(
+        lambda: {e.name for e in one.node.state.endpoints[network.id].values()} == {"c1"}
+    )
+
+
 async def test_renamed_container_answers_to_its_new_name(one: DockerNode) -> None:
     here = await one.docker.create_network("n1")
     container = await one.docker.run("c1", here)
