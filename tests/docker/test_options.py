@@ -130,6 +130,7 @@ def test_names_of_compose_and_of_other_runtimes_resolve_on_shared_networks_alone
     assert resolves(host2, "asker", "bare") == {address}
     assert pings(host2, "asker", "bare")
     assert bare.ping("10.69.0.2") == 3
+    assert "10.69.0.2" in bare.run("busybox", "nslookup", "web", "127.0.0.11")
     apart = ("nslookup", "-timeout=1", "-retry=1", "elsewhere.apart")
     assert "10.59." not in host2.docker_try("exec", "asker", *apart).stdout
     bare.detach()
