@@ -184,7 +184,7 @@ class Follower:
 
     async def _run(self, one: _Followed) -> None:
         table = one.table
-        since = table.revision if one.reason == START else None
+        since = None if one.reason == CHECK else table.revision
         while True:
             try:
                 async for event in self._store.watch(table.prefix, since=since):
@@ -215,6 +215,9 @@ class Follower:
             one.when_known()
         self._guard(one)
         self._tell(event)
+        if isinstance(event, Stale) and one.reason == CHECK:
+            # The list did not come. What is missed meanwhile is told better by going on.
+            self._watch(one, GAP)
 
     def _note(self, table: Table[Any], event: Event) -> None:
         """Hands an event on to the mirror, with the revision from which nothing is missed."""

@@ -108,6 +108,23 @@ async def test_resumed_watch_is_checked_by_a_new_list(cluster: Cluster, one: Nod
     assert [network.name for network in one.state.networks.values()] == ["n1"]
 
 
+async def test_watch_goes_on_where_it_was_if_the_store_goes_away_during_a_check(
+    one: Node, two: Node
+) -> None:
+    """A list would lack what was removed meanwhile, and hold it; the watch tells of the removal."""
+    mine, _ = await overlay(one, two)
+    one.store.lose("cable cut")
+    one.state._follower.check()
+    await one.until(lambda: not one.state.synced)
+    await two.service.detach("on-two")
+    resumed = one.state.resyncs["resume"]
+    one.store.recover()
+    await one.until(lambda: one.state.resyncs["resume"] > resumed)
+    await one.until(lambda: one.state.synced)
+    assert one.state.held == 0
+    assert set(one.state.endpoints[mine.network_id]) == {mine.id}
+
+
 async def test_daemon_that_never_saw_its_store_says_so(cluster: Cluster) -> None:
     node = await cluster.start(1, away="cable cut")
     assert not node.state.known
