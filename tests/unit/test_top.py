@@ -129,4 +129,5 @@ def test_command_reads_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     for line in lines:
         (network,) = json.loads(line)["networks"]
         assert network["name"] == "blue"
-        assert 0 < network["egress_frames"] <= 5000
+        # A thousand in a fifth of a second, by clocks that are rounded.
+        assert 0 < network["egress_frames"] < 5500
