@@ -353,7 +353,7 @@ def create(host: DockerHost, name: str, *options: object) -> str:
     )
 
 
-def shown(host: DockerHost, name: str, *, within_s: float = 5) -> dict[str, Any]:
+def shown(host: DockerHost, name: str, *, within_s: float = 20) -> dict[str, Any]:
     """Returns a network once Docker shows it on a host, as Docker shows it."""
     return eventually(
         lambda: host.networks().get(name),
@@ -362,7 +362,7 @@ def shown(host: DockerHost, name: str, *, within_s: float = 5) -> dict[str, Any]
     )
 
 
-def gone(host: DockerHost, name: str, *, within_s: float = 5) -> None:
+def gone(host: DockerHost, name: str, *, within_s: float = 20) -> None:
     """Returns once Docker does not show a network on a host any more."""
     eventually(
         lambda: name not in host.networks(),
@@ -376,12 +376,15 @@ def run(host: DockerHost, name: str, *options: object) -> None:
     host.docker("run", "-itd", "--stop-signal", "KILL", "--name", name, *options, "busybox")
 
 
-def pings(host: DockerHost, container: str, target: str, *options: object) -> bool:
-    """Whether one of three pings is answered; a name may come a moment after its container."""
-    return (
-        "bytes from"
-        in host.docker_try("exec", container, "ping", *options, "-c", "1", "-W", "2", target).stdout
-    )
+def pings(host: DockerHost, container: str, target: str, *options: object, tries: int = 3) -> bool:
+    """Whether a ping is answered; a name may come to another host a moment after its container."""
+    for left in reversed(range(tries)):
+        words = ("exec", container, "ping", *options, "-c", "1", "-W", "2", target)
+        if "bytes from" in host.docker_try(*words).stdout:
+            return True
+        if left:
+            time.sleep(0.5)
+    return False
 
 
 def resolves(host: DockerHost, container: str, name: str) -> set[str]:
