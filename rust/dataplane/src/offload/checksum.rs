@@ -1,13 +1,15 @@
 //! Completion of a checksum that the sender left to the card.
 
+use super::field;
 use crate::drop::DropReason;
 use crate::wire::{array, checksum::Sum, virtio::VnetHdr};
 
 /// Completes the checksum that `hdr` asks for, in place; without NEEDS_CSUM it does nothing.
 ///
 /// The field holds the sum of the pseudo header; the checksum covers all from `csum_start` to the
-/// end of the frame (virtio 1.2, section 5.1.6.2). Zero becomes 0xffff, as UDP demands and TCP
-/// allows. For super-frames use [`super::Segments`].
+/// end of the frame (virtio 1.2, section 5.1.6.2). In UDP's field, where zero means "none", zero
+/// becomes 0xffff (RFC 768); elsewhere that would pass, too, but is not what the sender computes.
+/// For super-frames use [`super::Segments`].
 ///
 /// # Errors
 ///
@@ -29,7 +31,12 @@ pub fn complete_checksum(hdr: &VnetHdr, frame: &mut [u8]) -> Result<(), DropReas
     }
     // With the sum of the pseudo header in the field, the sum over all is that of the packet; an
     // odd offset of the field would turn its bytes, but no protocol has one.
-    let sum = Sum::new().bytes(covered).finish_nonzero();
+    let sum = Sum::new().bytes(covered);
+    let sum = if at == field::UDP_CHECKSUM {
+        sum.finish_nonzero()
+    } else {
+        sum.finish()
+    };
     covered[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     Ok(())
 }
