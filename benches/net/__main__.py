@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benches.net import peers as known
-from benches.net.peers import Peer
+from benches.net.peers import Ends, Peer
 from benches.net.report import measurements, table
 from benches.net.site import PICTURES
 
@@ -29,11 +29,7 @@ def main() -> int:
     if os.geteuid() != 0:
         sys.exit("needs root: it makes network namespaces")
     classes = _peers(options)
-    subprocess.run(
-        ["cargo", "build", "--quiet", "--release", "--locked", "--example", "net-load"],
-        cwd=ROOT,
-        check=True,
-    )
+    build_load()
     samples: list[dict[str, Any]] = []
     if options.json and options.append and options.json.exists():
         samples = json.loads(options.json.read_text())["samples"]
@@ -63,6 +59,15 @@ def main() -> int:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     print(table(samples, against=options.against))
     return 0
+
+
+def build_load() -> None:
+    """Builds the load generator."""
+    subprocess.run(
+        ["cargo", "build", "--quiet", "--release", "--locked", "--example", "net-load"],
+        cwd=ROOT,
+        check=True,
+    )
 
 
 def _options() -> argparse.Namespace:
@@ -121,14 +126,14 @@ def _standing(name: str, kind: type[Peer]) -> Iterator[Peer]:
 
 def _check_no_large_frames(peer: Peer) -> None:
     watch = peer.site.watch_large_frames()
-    _load(peer, "tcp", 1, 0.1)
+    load(peer, "tcp", 1, 0.1)
     if watch.seen():
         raise AssertionError(f"{peer.name}: a frame above 1514 bytes crossed the cable")
 
 
 def _measured(peer: Peer, arguments: Sequence[object]) -> dict[str, Any]:
     before = _cpu_s(peer.pids())
-    values = _load(peer, *arguments)
+    values = load(peer, *arguments)
     values["forwarders_cpu_s"] = round(_cpu_s(peer.pids()) - before, 3)
     return values
 
@@ -142,9 +147,11 @@ def _cpu_s(pids: Sequence[int]) -> float:
     return total_ns / 1e9
 
 
-def _load(peer: Peer, kind: str, *arguments: object) -> dict[str, Any]:
-    client, server = (f"/run/netns/{netns}" for netns in peer.ends.netns)
-    words = [LOAD, client, server, peer.ends.addresses[1], kind, *arguments]
+def load(peer: Peer, kind: str, *arguments: object, ends: Ends | None = None) -> dict[str, Any]:
+    """Runs the load generator once, between the peer's ends or others; returns what it printed."""
+    ends = ends or peer.ends
+    client, server = (f"/run/netns/{netns}" for netns in ends.netns)
+    words = [LOAD, client, server, ends.addresses[1], kind, *arguments]
     done = subprocess.run(
         [str(word) for word in words], capture_output=True, text=True, timeout=60, check=False
     )

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{setns, CloneFlags};
 use nix::sys::prctl::set_timerslack;
 use nix::sys::socket::{
-    recvmmsg, sendmmsg, setsockopt, sockopt, MsgFlags, MultiHeaders, SockaddrIn,
+    recvmmsg, sendmmsg, setsockopt, sockopt, MsgFlags, MultiHeaders, SockaddrStorage,
 };
 
 /// Bytes of one write to a TCP connection; each begins with its number.
@@ -293,7 +293,7 @@ fn count(socket: &UdpSocket, payload_bytes: usize, tally: &Tally) {
         .expect("a socket has a time limit");
     let rest: Vec<u8> = (MARK..payload_bytes).map(|at| at as u8).collect();
     let mut buffers = vec![[0u8; 2048]; BATCH];
-    let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+    let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
     let mut next = 0;
     let mut current = 0;
     while !tally.stop.load(Relaxed) {
@@ -393,7 +393,7 @@ impl Source {
         for datagram in &mut datagrams {
             datagram[..4].copy_from_slice(&(trial as u32).to_be_bytes());
         }
-        let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(BATCH, None);
         let (begin, busy) = (Instant::now(), busy_s());
         let mut sent = 0u64;
         loop {

@@ -93,6 +93,8 @@ class Pyvxlan(Peer):
     """Where it is installed, if it is not what runs the benchmark."""
     options: tuple[str, ...] = ()
     """Flags of the daemon."""
+    network_options: tuple[str, ...] = ()
+    """Flags of `network create`."""
 
     def lay(self) -> Ends:
         for host in self.site.hosts:
@@ -101,14 +103,17 @@ class Pyvxlan(Peer):
             host.start(*self.options, wait=False)
         for host in self.site.hosts:
             host.wait()
-        self.site[1].cli("network", "create", "speed")
+        self.site[1].cli("network", "create", *self.network_options, "speed")
         containers = [host.container() for host in self.site.hosts]
-        addresses = []
+        self.overlay_addresses: list[list[str]] = []
+        """All addresses of both containers, IPv4 first."""
         for container in containers:
             container.attach("speed")
-            addresses.append(container.addresses()[0].split("/")[0])
+            addresses = [address.split("/")[0] for address in container.addresses()]
+            self.overlay_addresses.append(sorted(addresses, key=lambda address: ":" in address))
         one, two = containers
-        return Ends((one.netns, two.netns), (addresses[0], addresses[1]))
+        first = [addresses[0] for addresses in self.overlay_addresses]
+        return Ends((one.netns, two.netns), (first[0], first[1]))
 
     def pids(self) -> list[int]:
         return [host.forwarder_pid() for host in self.site.hosts]
