@@ -158,7 +158,7 @@ class Connection:
             raise StoreUnavailableError(f"store {self.url} is closed")
         if self._generation is None:
             raise StoreUnavailableError(
-                f"store {self.url} can't be used: {self._reason or 'no member has answered yet'}"
+                f"no member can be used: {self._reason or 'none has answered yet'}"
             )
         return self._generation
 
