@@ -48,9 +48,11 @@ async def _open_remote(url: StoreUrl) -> Store:
     except ImportError as error:
         if error.name and error.name.startswith("pyvxlan"):
             raise
+        package = ".".join((error.name or "").split(".")[:2])
+        missing = isinstance(error, ModuleNotFoundError)
+        what = f"the Python package {package}" if missing else f"another version of {package}"
         raise ConfigError(
-            f"store {url}: {url.kind} needs the Python package {error.name}: "
-            f"pip install 'pyvxlan[{extra}]'"
+            f"store {url}: {url.kind} needs {what}: pip install 'pyvxlan[{extra}]'"
         ) from error
     store: Store = await client.open(url)
     return store
