@@ -59,6 +59,7 @@ from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import EVERYTHING, State
 from pyvxlan.daemon.status import Status
 from pyvxlan.daemon.timings import Timings
+from pyvxlan.daemon.upkeep.check import warn
 from pyvxlan.daemon.upstream import Upstream
 from pyvxlan.daemon.witness import Witness
 
@@ -325,6 +326,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     if scraped:
         pages = metrics.Metrics(status.reading, timings, __version__).application()
         await stack.enter_async_context(metrics.serving(pages, scraped, tls))
+    look = asyncio.create_task(_look_at_store(store, state), name="look at the store")
+    stack.push_async_callback(_end, [look])
     app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
@@ -381,12 +384,24 @@ def _say_unread(state: State, url: str) -> None:
             state.stale_reason,
         )
     else:
-        log.error(
-            "store never reached, no network is known, tried again store=%s cause=%s: start the "
-            "store, or name another one with --store",
-            url,
-            state.stale_reason or "no answer",
+        # What names the store itself was said by its servers, with a remedy of its own.
+        about = f"store {url}: "
+        cause = state.stale_reason or "no answer"
+        remedy = (
+            "" if cause.startswith(about) else ": start the store, or name another with --store"
         )
+        log.error(
+            "store never reached, no network is known, tried again store=%s cause=%s%s",
+            url,
+            cause.removeprefix(about),
+            remedy,
+        )
+
+
+async def _look_at_store(store: ClusterStore, state: State) -> None:
+    """Says what is wrong with the store's servers and settings, once they can be asked."""
+    await state.wait_for(lambda: state.synced, timeout_s=None)
+    await warn(store, store.url)
 
 
 class _Stop:

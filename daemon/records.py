@@ -419,7 +419,8 @@ def parse_meta(value: bytes) -> Meta:
     min_reader = _integer(record, "min_reader", 0, 2**31)
     if min_reader > VERSION:
         raise InvalidError(
-            f"the store needs a reader of schema {min_reader}, this one knows {VERSION}: upgrade"
+            f"the store needs a reader of schema {min_reader}, this one knows {VERSION}: upgrade "
+            "pyvxlan, or name another store with --store"
         )
     return Meta(
         cluster=_id(_text(record, "cluster")),

@@ -159,7 +159,12 @@ class Table(Watched, Generic[T]):
             parsed = self._parse(self._id(key), value)
         except InvalidError as error:
             if self.invalid.get(key) != str(error):
-                log.warning("store record skipped key=%s cause=%s", key, error)
+                log.warning(
+                    "store record skipped key=%s cause=%s: correct or remove it; if it is not "
+                    "pyvxlan's, give the store's URL a prefix of its own",
+                    key,
+                    error,
+                )
             self.invalid[key] = str(error)
             return None
         self.invalid.pop(key, None)

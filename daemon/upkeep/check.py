@@ -6,6 +6,7 @@ What is wrong is a finding; only a URL that can't be used is an error.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from pyvxlan.daemon.kv.url import StoreUrl, parse_url
 from pyvxlan.daemon.records import Phase, Transition
 from pyvxlan.daemon.upkeep import integrity
 from pyvxlan.daemon.upkeep.content import open_existing, read_all
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
 """For each of the looks; a store that answers needs a small part of it."""
@@ -70,13 +73,26 @@ async def check(text: str) -> Report:
         await store.close()
 
 
-async def _look(text: str, url: StoreUrl, store: Store) -> Report:
+async def warn(store: Store, text: str) -> None:
+    """Logs what `check` would find wrong with the servers of the store at a URL; looks once."""
+    health = await _health(store, text)
+    for finding in (_connection(health), *health.findings):
+        if finding.level != "ok":
+            level = logging.ERROR if finding.level == "error" else logging.WARNING
+            log.log(level, "store check what=%s cause=%s", finding.what, finding.text)
+
+
+async def _health(store: Store, text: str) -> Health:
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            health = await store.health()
+            return await store.health()
     except TimeoutError:
         why = f"no answer within {TIMEOUT_S:g} s"
-        health = Health(url.kind, (MemberHealth(text, why),))
+        return Health(parse_url(text).kind, (MemberHealth(text, why),))
+
+
+async def _look(text: str, url: StoreUrl, store: Store) -> Report:
+    health = await _health(store, text)
     findings = [_connection(health), *health.findings]
     if all(finding.what != "clock" for finding in findings):
         findings.append(_clock(url))
