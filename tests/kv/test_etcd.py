@@ -298,6 +298,7 @@ async def test_frozen_member_is_left_for_another(cluster: EtcdCluster, opened: O
     mirror = Mirror(store, "z/")
     await mirror.until(lambda: bool(mirror.events))
     member = await member_in_use(store)
+    await asyncio.to_thread(cluster.lead_elsewhere, member)
     cluster.members[member].freeze()
     try:
         assert await store.get("z/a") is not None

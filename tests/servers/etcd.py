@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tests.servers.pki import Authority, Certificate
 from tests.servers.process import Server, free_port
@@ -134,9 +134,14 @@ class EtcdServer(Server):
 
     def revision(self) -> int:
         """The store's revision now."""
-        (status,) = json.loads(self.ctl("endpoint", "status", "--write-out=json").stdout)
-        number: int = status["Status"]["header"]["revision"]
+        number: int = self.status()["header"]["revision"]
         return number
+
+    def status(self) -> dict[str, Any]:
+        """What it says of itself."""
+        (found,) = json.loads(self.ctl("endpoint", "status", "--write-out=json").stdout)
+        status: dict[str, Any] = found["Status"]
+        return status
 
     def back_up(self, path: Path) -> None:
         """Writes a backup, as an administrator does."""
@@ -181,6 +186,18 @@ class EtcdCluster:
     @property
     def url(self) -> str:
         return f"{KIND}://{','.join(self.members)}/test/v1"
+
+    def lead_elsewhere(self, member: str) -> None:
+        """Lets another member lead, if this one does: until one is elected nobody answers."""
+        said = {name: server.status() for name, server in self.members.items()}
+        own = said[member]["header"]["member_id"]
+        if said[member]["leader"] == own:
+            other = next(
+                status["header"]["member_id"]
+                for status in said.values()
+                if status["header"]["member_id"] != own
+            )
+            self.members[member].ctl("move-leader", f"{other:x}")
 
     def __enter__(self) -> Self:
         for server in self.members.values():
