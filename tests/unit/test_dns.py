@@ -278,6 +278,22 @@ def reply(query: bytes, *addresses: str, rcode: int = 0) -> bytes:
     return response.to_wire(max_size=65535)
 
 
+def sockets_on_one_port() -> tuple[socket.socket, socket.socket]:
+    """UDP and listening TCP on one port of 127.0.0.1 that is free for both."""
+    while True:
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        udp.bind(("127.0.0.1", 0))
+        try:
+            tcp.bind(udp.getsockname())
+        except OSError:
+            udp.close()
+            tcp.close()
+        else:
+            tcp.listen()
+            return udp, tcp
+
+
 @contextlib.asynccontextmanager
 async def name_server(
     directory: FakeDirectory, upstream: Upstream
@@ -287,11 +303,7 @@ async def name_server(
     resolver = Resolver(Names(directory), lambda: bool(upstream.servers))
     made = NameServer(resolver, upstream, outcomes)
     made.network_ids = NETWORKS
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    udp.bind(("127.0.0.1", 0))
-    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    tcp.bind(udp.getsockname())
-    tcp.listen()
+    udp, tcp = sockets_on_one_port()
     await made.start(udp, tcp)
     try:
         yield udp.getsockname()[1], outcomes
@@ -408,7 +420,7 @@ async def test_server_that_is_silent_or_refuses_is_passed_over(directory: FakeDi
         ) as good,
     ):
         servers = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-        upstream = Upstream(servers, port=silent.port, timeout_s=0.2)
+        upstream = Upstream(servers, port=silent.port, timeout_s=1.0)
         query = dns.message.make_query("example.org", "A").to_wire()
         for _ in range(2):
             answer = await upstream.ask(query)
@@ -526,11 +538,7 @@ async def test_every_sandbox_has_one_server_as_long_as_it_has_endpoints(
     async def open_sockets(sandbox: Sandbox) -> tuple[socket.socket, socket.socket]:
         if sandbox.inode == 9:
             raise ConflictError("127.0.0.11:53 is taken in sandbox /run/netns/9")
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind(("127.0.0.1", 0))
-        tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        tcp.bind(udp.getsockname())
-        tcp.listen()
+        udp, tcp = sockets_on_one_port()
         opened.append((udp, tcp))
         return udp, tcp
 
