@@ -175,7 +175,7 @@ class Steward:
                 self._pairing.lose(engine_id)
                 log.warning("network lost by Docker, shown again docker=%s", engine_id[:12])
             case Remove(shown=shown, why=why):
-                log.warning("network taken out of Docker name=%s why=%s", shown.name, why)
+                log.info("network taken out of Docker name=%s why=%s", shown.name, why)
                 await self._remove(shown)
             case Publish(shown=shown):
                 await self._publish(shown)

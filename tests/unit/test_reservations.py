@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
 
@@ -22,23 +20,6 @@ from pyvxlan.daemon.requests import NetworkSpec
 from tests.unit.cluster import Cluster, Node
 
 TEN = ip_network("10.7.0.0/24")
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(tmp_path)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def one(cluster: Cluster) -> Node:
-    return await cluster.start(1)
-
-
-@pytest.fixture
-async def two(cluster: Cluster, one: Node) -> Node:
-    return await cluster.start(2)
 
 
 async def network(node: Node, subnet: str = "10.7.0.0/24", **wishes: object) -> Network:

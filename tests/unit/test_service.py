@@ -6,10 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 
 import pytest
 
@@ -29,23 +28,6 @@ from pyvxlan.daemon.kv import Delete, Item, Write
 from pyvxlan.daemon.model import LocalEndpoint, Network, Sandbox
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from tests.unit.cluster import Cluster, Node, cidrs
-
-
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    made = Cluster(tmp_path)
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def one(cluster: Cluster) -> Node:
-    return await cluster.start(1)
-
-
-@pytest.fixture
-async def two(cluster: Cluster, one: Node) -> Node:
-    return await cluster.start(2)
 
 
 async def keys(cluster: Cluster) -> set[str]:
