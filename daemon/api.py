@@ -56,6 +56,7 @@ class Api:
         local: This host's endpoints, as they are now.
         sandboxes: For `detach` of a namespace.
         status: Gives the document of `GET /v1/status`.
+        events: Gives that of `GET /v1/events`, from a number on.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class Api:
         local: Callable[[], Mapping[str, LocalEndpoint]],
         sandboxes: Sandboxes,
         status: Callable[[], Awaitable[Document]],
+        events: Callable[[int], list[Document]],
     ) -> None:
         self._service = service
         self._local = local
         self._sandboxes = sandboxes
         self._status = status
+        self._events = events
 
     def application(self) -> web.Application:
         """Makes the application that serves all paths."""
@@ -78,6 +81,7 @@ class Api:
         app.add_routes(
             [
                 web.get("/v1/status", self._show_status),
+                web.get("/v1/events", self._list_events),
                 web.get("/v1/hosts", self._list_hosts),
                 web.get("/v1/networks", self._list_networks),
                 web.post("/v1/networks", self._create_network),
@@ -97,13 +101,16 @@ class Api:
         """Marks answers that are from memory, since the store does not answer."""
         answer = await handler(request)
         stale_s = self._service.stale_s
-        if stale_s is not None and request.path != "/v1/status":
+        if stale_s is not None and request.path not in {"/v1/status", "/v1/events"}:
             answer.headers[STALE_HEADER] = f"{stale_s:.1f}"
         return answer
 
     async def _show_status(self, request: web.Request) -> web.Response:
         _query(request)
         return _answer(await self._status())
+
+    async def _list_events(self, request: web.Request) -> web.Response:
+        return _answer(self._events(_number(_query(request, "after"), "after")))
 
     async def _list_hosts(self, request: web.Request) -> web.Response:
         _query(request)
@@ -240,7 +247,7 @@ def _explanation(request: web.Request, error: web.HTTPException) -> str:
         case web.HTTPRequestEntityTooLarge():
             remedy = f"a body has at most {BODY_MAX_BYTES} bytes"
         case web.HTTPNotFound():
-            remedy = "paths are /v1/ and status, hosts, networks or endpoints (docs/api.md)"
+            remedy = "paths are /v1/ and status, events, hosts, networks or endpoints (docs/api.md)"
         case _:
             remedy = error.reason
     return f"{request.method} {request.path}: {remedy}"
@@ -268,6 +275,13 @@ def _flag(query: Mapping[str, str], name: str) -> bool:
     if text not in {"true", "false"}:
         raise InvalidError(f"parameter {name}={text} must be true or false")
     return text == "true"
+
+
+def _number(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "0")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 16):
+        raise InvalidError(f"parameter {name}={text} must be a number")
+    return int(text)
 
 
 def _answer(document: object, *, status: int = 200) -> web.Response:

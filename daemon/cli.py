@@ -21,6 +21,7 @@ from pyvxlan.daemon import cli_format
 from pyvxlan.daemon.apiclient import ClientError, RefusedError
 from pyvxlan.daemon.cli_debug import debug
 from pyvxlan.daemon.cli_docker import docker, doctor
+from pyvxlan.daemon.cli_events import events
 from pyvxlan.daemon.cli_options import (
     client_of,
     each,
@@ -376,7 +377,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
 
 
-for _command in (debug, docker, doctor, store, top):
+for _command in (debug, docker, doctor, events, store, top):
     cli.add_command(_command)
 
 

@@ -17,6 +17,7 @@ from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 from pyvxlan.daemon.errors import NotSettledError, StoreError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.kv import Event, Live, Put, Removal, Snapshot, Stale, Store
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.store import Revision
@@ -63,6 +64,9 @@ class Follower:
         lost: Tells whether the store looks as if it had lost what it held.
         hosts: Tells how many hosts there are.
         live: Called when everything is in step again.
+        events: Where it is noted that the store is lost, and back.
+        news: Called with what a record was before and is now, once its table is known: not for what
+            is read first.
         hold_s: Seconds for which a removal is held back if the store looks lost.
         settle_s: The same if it does not.
     """
@@ -75,6 +79,8 @@ class Follower:
         lost: Callable[[], bool],
         hosts: Callable[[], int],
         live: Callable[[], None],
+        events: Events,
+        news: Callable[[Any, Any], None],
         hold_s: float,
         settle_s: float,
     ) -> None:
@@ -91,6 +97,8 @@ class Follower:
         self._lost = lost
         self._hosts = hosts
         self._live = live
+        self._events = events
+        self._news = news
         self._hold_s = hold_s
         self._settle_s = settle_s
         self._rng = Random()  # noqa: S311 - spreads load, guards nothing
@@ -200,6 +208,8 @@ class Follower:
         was_known, was_stale = table.known, table.stale
         for id_, (before, after) in table.apply(event).items():
             one.changed(id_, before, after)
+            if was_known:
+                self._news(before, after)
         if self._mirror:
             self._note(table, event)
         if isinstance(event, Snapshot):
@@ -294,8 +304,11 @@ class Follower:
         if stale and self.stale_since is None:
             self.stale_since = time.monotonic()
             log.warning("store stale cause=%s", self.stale_reason)
+            self._events.note("store_lost", self.stale_reason)
         elif not stale and self.stale_since is not None:
-            log.info("store live stale_s=%.1f", time.monotonic() - self.stale_since)
+            stale_s = time.monotonic() - self.stale_since
+            log.info("store live stale_s=%.1f", stale_s)
+            self._events.note("store_back", f"after {stale_s:.1f} s")
             self.stale_since, self.stale_reason = None, ""
             self._live()
         if self._mirror:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pyvxlan.daemon import records
 from pyvxlan.daemon.errors import ConflictError, InvalidError, NetError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Network, Sandbox
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,18 @@ class LocalRecords:
     Calls are synchronous and short: the files are small. Memory is the truth for reading, the
     disk for the next start.
 
+    Args:
+        state_dir: The directory; made if it is not there.
+        events: Where it is noted which endpoints come and go.
+
     Raises:
         ConflictError: Another daemon uses this directory.
         NetError: The directory can't be written.
     """
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, events: Events | None = None) -> None:
         self._dir = state_dir
+        self._events = events or Events()
         self._endpoints_dir = state_dir / "endpoints"
         self._withdrawn_dir = state_dir / "withdrawn"
         try:
@@ -124,15 +130,26 @@ class LocalRecords:
             "network_record": records.emit_network(network).decode() if network else None,
         }
         self._write(self._endpoints_dir / f"{local.id}.json", document)
+        known = local.id in self._endpoints
         self._keep(local, endpoint, network)
+        if not known:
+            self._note("endpoint_added", local)
 
     def remove(self, endpoint_id: str) -> None:
         """Forgets an endpoint; one that is not here is no error."""
         _remove(self._endpoints_dir / f"{endpoint_id}.json")
+        if here := self._endpoints.get(endpoint_id):
+            self._note("endpoint_removed", here)
         self._records.pop(endpoint_id, None)
         gone = self._endpoints.pop(endpoint_id, None)
         if gone and not any(e.network_id == gone.network_id for e in self._endpoints.values()):
             self._networks.pop(gone.network_id, None)
+
+    def _note(self, kind: str, local: LocalEndpoint) -> None:
+        endpoint, network = self._records.get(local.id), self._networks.get(local.network_id)
+        name = endpoint.name if endpoint else ""
+        place = network.name if network else local.network_id[:12]
+        self._events.note(kind, f"{name or local.id[:12]} on {place}, this host")
 
     @property
     def withdrawn(self) -> Mapping[str, Endpoint]:

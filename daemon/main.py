@@ -41,6 +41,7 @@ from pyvxlan.daemon.dataplane.userspace import UserspaceDataplane
 from pyvxlan.daemon.dns import NameServers
 from pyvxlan.daemon.dockernames import DockerNames
 from pyvxlan.daemon.errors import DaemonError, NotFoundError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.gc import Collector
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.kv import Store
@@ -222,10 +223,12 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     if scraped:
         stack.callback(scraped.close)
     timings = Timings(TIMED)
+    events = Events()
+    events.note("daemon_started", f"version {__version__}")
     plugin = Plugin(timings)
     if settings.plugin_path:
         await stack.enter_async_context(plugin.serving(settings.plugin_path))
-    local = LocalRecords(settings.state_dir)
+    local = LocalRecords(settings.state_dir, events)
     stack.callback(local.close)
     net = Net(settings, local)
     stack.push_async_callback(net.close)
@@ -245,13 +248,13 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     stack.push_async_callback(mirror.close)
     store.on_moved = partial(_note_store, local, mirror, settings.store)
     _note_store(local, mirror, settings.store, store.url)
-    state = State(store, host, mirror)
+    state = State(store, host, mirror, events=events)
     stack.push_async_callback(state.close)
     joined = {endpoint.network_id for endpoint in local.endpoints.values()}
     joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
     if not await state.start(joined):
         _say_unread(state, store.url)
-    forwarder = UserspaceDataplane(settings, host.vtep)
+    forwarder = UserspaceDataplane(settings, host.vtep, events)
     dataplane = KernelDataplane(forwarder, net, settings, host.vtep)
     stack.push_async_exit(_Stop(dataplane, local))
     await dataplane.start()
@@ -266,6 +269,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         settings=settings,
         host=host,
         timings=timings,
+        events=events,
     )
     service = Service(
         store=store,
@@ -297,6 +301,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         dataplane=dataplane,
         progress=reconciler,
         names=names,
+        events=events,
     )
     background = [
         asyncio.create_task(reconciler.run(), name="reconciler"),
@@ -328,7 +333,13 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         await stack.enter_async_context(metrics.serving(pages, scraped, tls))
     look = asyncio.create_task(_look_at_store(store, state), name="look at the store")
     stack.push_async_callback(_end, [look])
-    app = api.Api(service, lambda: local.endpoints, net, partial(status.document, __version__))
+    app = api.Api(
+        service,
+        lambda: local.endpoints,
+        net,
+        partial(status.document, __version__),
+        status.events,
+    )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
 

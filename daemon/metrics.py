@@ -195,6 +195,10 @@ def _host_families(reading: Reading) -> Iterator[Family]:
         used.add(pool.used, pool.name)
         size.add(pool.size, pool.name)
     yield from (used, size)
+    told = Family("counter", "events", "Changes that were noted, by kind.", "kind")
+    for kind, count in reading.events.items():
+        told.add(count, kind)
+    yield told
     yield gauge("dns_sandboxes", "Sandboxes whose names are served.", reading.names_served)
     queries = Family(
         "counter", "dns_queries", "Queries of sandboxes, by what became of them.", "outcome"

@@ -21,6 +21,7 @@ from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import Dataplane
 from pyvxlan.daemon.desired import Desired, Site, WantedNetwork, wanted_gateway, wanted_network
 from pyvxlan.daemon.errors import DaemonError, NotSettledError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.executor import Executor, Kernel
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.model import Endpoint, Host, LocalEndpoint
@@ -68,6 +69,7 @@ class Reconciler:
         settings: For the interval of full comparisons.
         host: This host.
         timings: Where durations are noted.
+        events: Where repairs are noted for people.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Reconciler:
         settings: Settings,
         host: Host,
         timings: Timings | None = None,
+        events: Events | None = None,
     ) -> None:
         self.repairs = 0
         """Operations that put back what somebody else had changed."""
@@ -101,6 +104,7 @@ class Reconciler:
         self._warned: dict[str, tuple[str, float]] = {}
         self._dirty: set[str] = {EVERYTHING}
         self._timings = timings or Timings()
+        self._events = events or Events()
         self._changed_at: float | None = None
         """When the store told the oldest change that is not in the tables yet."""
         self._unknown = True
@@ -356,6 +360,7 @@ class Reconciler:
         if repairing:
             self.repairs += 1
             log.warning("repaired %s faults=%s", op.key, faults)
+            self._events.note("repaired", f"{op.key} {faults}".strip())
         else:
             log.debug("done %s faults=%s", op.key, faults)
 

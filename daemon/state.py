@@ -23,6 +23,7 @@ from pyvxlan.daemon.errors import (
     StoreUnavailableError,
     StoreUncertainError,
 )
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.following import HOLD_S, SETTLE_S, Follower
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.mirror import Mirror
@@ -44,6 +45,7 @@ class State:
         store: Where the truth is; stays the caller's to close.
         host: This host; a change to its own record marks every network dirty.
         mirror: What an earlier process knew, and where to note what is known; the caller's too.
+        events: Where changes are noted for people.
         hold_s: Seconds for which a removal is held back if the store looks lost.
         settle_s: The same if it does not.
     """
@@ -54,6 +56,7 @@ class State:
         host: Host,
         mirror: Mirror | None = None,
         *,
+        events: Events | None = None,
         hold_s: float = HOLD_S,
         settle_s: float = SETTLE_S,
     ) -> None:
@@ -83,6 +86,7 @@ class State:
         self._departed: set[str] = set()
         """Networks to leave as soon as the store answers."""
         self._hold_s = hold_s
+        self._events = events or Events()
         self._lost_at = float("-inf")
         """When this host's own record was last missing, on the monotonic clock."""
         self._follower = Follower(
@@ -91,6 +95,8 @@ class State:
             lost=self._looks_lost,
             hosts=lambda: len(self._hosts.values),
             live=self._leave_departed,
+            events=self._events,
+            news=self._tell,
             hold_s=hold_s,
             settle_s=settle_s,
         )
@@ -363,6 +369,38 @@ class State:
         departed, self._departed = self._departed, set()
         for network_id in departed:
             self.leave(network_id)
+
+    def _tell(self, before: object, after: object) -> None:
+        """Notes what came and what went; this host's endpoints tell of themselves (`local`)."""
+        match before, after:
+            case (Endpoint(host_id=self.host.id), None) | (None, Endpoint(host_id=self.host.id)):
+                return
+            case None, Network(name=name):
+                self._events.note("network_added", name)
+            case Network(name=name), None:
+                self._events.note("network_removed", name)
+            case None, Endpoint() as endpoint:
+                self._events.note("endpoint_added", self._described(endpoint))
+            case Endpoint() as endpoint, None:
+                self._events.note("endpoint_removed", self._described(endpoint))
+            case None, str(host_id):
+                self._events.note("host_up", self._host_name(host_id))
+            case str(host_id), None:
+                self._events.note("host_down", self._host_name(host_id))
+            case Host(name=name), None:
+                self._events.note("host_removed", name)
+
+    def _described(self, endpoint: Endpoint) -> str:
+        network = self._networks.values.get(endpoint.network_id)
+        return (
+            f"{endpoint.name or endpoint.id[:12]} on "
+            f"{network.name if network else endpoint.network_id[:12]}, "
+            f"host {self._host_name(endpoint.host_id)}"
+        )
+
+    def _host_name(self, host_id: str) -> str:
+        host = self.host if host_id == self.host.id else self._hosts.values.get(host_id)
+        return host.name if host else host_id[:12]
 
     def _network_changed(self, id_: str, _before: Network | None, _after: Network | None) -> None:
         self.mark(id_)

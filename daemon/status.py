@@ -14,6 +14,7 @@ from pyvxlan.daemon.dataplane import Dataplane
 from pyvxlan.daemon.dataplane.threads import Worker
 from pyvxlan.daemon.documents import Document, host_document
 from pyvxlan.daemon.errors import DataplaneError
+from pyvxlan.daemon.events import Event, Events
 from pyvxlan.daemon.following import REASONS
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
@@ -146,6 +147,8 @@ class Reading:
     invalid: Mapping[str, str]
     names_served: int
     name_outcomes: Mapping[str, int]
+    events: Mapping[str, int]
+    """How many there were, by kind."""
     uptime_s: float
 
 
@@ -163,6 +166,7 @@ class Status:
         dataplane: Dataplane,
         progress: Progress,
         names: NameService,
+        events: Events,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -173,6 +177,7 @@ class Status:
         self._dataplane = dataplane
         self._progress = progress
         self._names = names
+        self._events = events
         self._monotonic = monotonic
         self._started = monotonic()
 
@@ -208,6 +213,7 @@ class Status:
             invalid=dict(state.invalid),
             names_served=self._names.serving,
             name_outcomes=dict(self._names.outcomes),
+            events=dict(self._events.counts),
             uptime_s=now - self._started,
         )
 
@@ -270,6 +276,10 @@ class Status:
                 for network in reading.networks
             ],
         }
+
+    def events(self, after: int = 0) -> list[Document]:
+        """Gives the answer of `GET /v1/events`: the events with a greater number, oldest first."""
+        return [_event_document(event) for event in self._events.after(after)]
 
     def _store_state(self) -> str:
         if self._state.synced:
@@ -335,3 +345,14 @@ class Status:
                 ipam.blocks_used(pool, subnets),
                 1 << (pool.size - pool.base.prefixlen),
             )
+
+
+def _event_document(event: Event) -> Document:
+    seconds, milliseconds = divmod(event.number, 1000)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return {
+        "number": event.number,
+        "time": f"{stamp}.{milliseconds:03d}Z",
+        "kind": event.kind,
+        "text": event.text,
+    }

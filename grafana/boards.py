@@ -322,6 +322,11 @@ CONTROL_BOARD = Board(
                       "none",
                       (Query(f"increase(pyvxlan_reconcile_repairs_total{{{HOST}}}[1h])",
                              "{{instance}}"),)),
+                Panel("Events", "What came, went, broke and was mended, in an hour, by kind; `pyvxlan events` "
+                      "has the words.", "none",
+                      (Query(f"sum by (kind) (increase(pyvxlan_events_total{{{HOST}}}[1h])) > 0",
+                             "{{kind}}"),
+                       Query(f"sum(increase(pyvxlan_events_total{{{HOST}}}[1h]))", "all"))),
                 Panel("Rounds that failed", "Something could not be done; it is tried again.", "ops",
                       (Query(rate("pyvxlan_reconcile_round_failures_total"), "{{instance}}"),)),
                 Panel("Not done yet", "Things that could not be done and are tried again.", "none",

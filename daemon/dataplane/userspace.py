@@ -28,6 +28,7 @@ from pyvxlan.daemon.dataplane.protocol import (
 )
 from pyvxlan.daemon.dataplane.threads import read_workers
 from pyvxlan.daemon.errors import DataplaneError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.model import Address
 from pyvxlan.errors import ForwarderLostError, ForwarderRefusedError
 from pyvxlan.forwarder import protocol as wire
@@ -76,13 +77,15 @@ class UserspaceDataplane:
     Args:
         settings: For the run directory, port, workers, checksum and the forwarder's user.
         vtep: Underlay address of this host.
+        events: Where it is noted that the forwarder was replaced.
     """
 
-    def __init__(self, settings: Settings, vtep: Address) -> None:
+    def __init__(self, settings: Settings, vtep: Address, events: Events | None = None) -> None:
         self.restarts = 0
         """How often the forwarder was replaced since `start`."""
         self._settings = settings
         self._vtep = str(vtep)
+        self._events = events or Events()
         self._files = process.ForwarderFiles(settings.run_dir)
         self._client: ForwarderClient | None = None
         self._hello: wire.Hello | None = None
@@ -218,6 +221,7 @@ class UserspaceDataplane:
             )
             await self._replace()
             self.restarts += 1
+            self._events.note("forwarder_replaced", f"pid {self._hello.pid if self._hello else 0}")
             self._lost.set()
 
     async def _replace(self) -> None:

@@ -10,6 +10,7 @@ from random import Random
 
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import NotFoundError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.mirror import Mirror
@@ -83,7 +84,8 @@ class Member:
         fence_s: float = 0,
     ) -> None:
         self.store = store
-        self.local = LocalRecords(directory)
+        self.events = Events()
+        self.local = LocalRecords(directory, self.events)
         self.host = Host(
             id=self.local.host_id,
             name=f"host{number}",
@@ -93,7 +95,7 @@ class Member:
             version="0.1.0",
         )
         self.mirror = mirror
-        self.state = State(store, self.host, mirror, hold_s=30, settle_s=1)
+        self.state = State(store, self.host, mirror, events=self.events, hold_s=30, settle_s=1)
         self.membership = Membership(store, self.state, self.host)
         self.net = net
         self.reconciler = MemoryReconciler()

@@ -91,12 +91,14 @@ class Doorway:
             dataplane=self.dataplane,
             progress=self.progress,
             names=NoNames(),
+            events=node.events,
         )
         handlers = api.Api(
             node.service,
             lambda: node.local.endpoints,
             node.net,
             partial(self.status.document, "9.9.9"),
+            self.status.events,
         )
         async with api.serving(handlers.application(), self.settings.api_socket):
             started.set()

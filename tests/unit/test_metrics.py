@@ -23,6 +23,7 @@ from pyvxlan import DROP_REASONS, Engine, open_underlay
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.threads import Worker, read_workers
 from pyvxlan.daemon.errors import ConfigError, DataplaneError, StoreConflictError
+from pyvxlan.daemon.events import KINDS
 from pyvxlan.daemon.kv import ABSENT, Check, Write
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.timed import TimedStore
@@ -87,6 +88,7 @@ READING = Reading(
     invalid={"net/x": "not JSON"},
     names_served=2,
     name_outcomes={"answered": 13, "nxdomain": 0},
+    events=dict.fromkeys(KINDS, 0) | {"repaired": 11},
     uptime_s=60.0,
 )
 
@@ -158,6 +160,8 @@ async def test_reading_becomes_samples() -> None:
         "dns_queries_total/answered": 13,
         "dns_queries_total/nxdomain": 0,
         "dns_sandboxes": 2,
+        "events_total/repaired": 11,
+        "events_total/host_down": 0,
         "uptime_seconds": 60,
         "fdb_entries/blue": 3,
         "neighbour_entries/blue": 4,
