@@ -42,6 +42,7 @@ STATE_FILES = (
     "host.json",
     "host.invalid",
     "host-id",
+    "peer.pem",
     "lock",
 )
 DIRECTORIES = ("endpoints", "withdrawn", "netns")

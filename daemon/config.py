@@ -47,6 +47,7 @@ class Settings:
     advertise: str | None = None
     port: int = DEFAULT_UDP_PORT
     kernel_port: int = KERNEL_UDP_PORT
+    peer_port: int = 9473
     workers: int = default_workers()
     metrics_address: str = "127.0.0.1:9472"
     metrics_cert: Path | None = None
@@ -90,6 +91,8 @@ SETTINGS: Mapping[str, str] = {
     "advertise": "underlay address, or the interface that holds it; found by itself if left out",
     "port": "UDP port of the underlay, the same on all hosts",
     "kernel_port": "UDP port of networks with datapath=kernel, the same on all hosts",
+    "peer_port": "TCP port, on the underlay address, at which other hosts' daemons may ask this "
+    "one; 0 turns it off",
     "workers": "threads of the forwarder",
     "metrics_address": 'where Prometheus reads, "host:port"; "" turns it off',
     "metrics_cert": "certificate of the metrics in PEM form: Prometheus reads by https",
@@ -113,6 +116,7 @@ SETTINGS: Mapping[str, str] = {
 KINDS: Mapping[str, str] = {
     "port": "integer",
     "kernel_port": "integer",
+    "peer_port": "integer",
     "workers": "integer",
     "mtu_bytes": "integer",
     "pools": "list of strings",
@@ -450,6 +454,7 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "advertise": _advertise,
     "port": _between(1, 65535),
     "kernel_port": _between(1, 65535),
+    "peer_port": _between(0, 65535),
     "workers": _between(1, 64),
     "metrics_address": _metrics_address,
     "metrics_cert": _path,

@@ -83,3 +83,16 @@ class NotSettledError(DaemonError):
 
     status = 504
     retry = True
+
+
+class PeerError(DaemonError):
+    """Another host's daemon does not answer; the message says which one and why."""
+
+    status = 502
+    retry = True
+
+
+class PeerRefusedError(PeerError):
+    """Another host's daemon answered, with a refusal of its own."""
+
+    retry = False

@@ -284,7 +284,7 @@ class LocalRecords:
             text = path.read_text(encoding="ascii").strip()
         except FileNotFoundError:
             text = secrets.token_hex(16)
-            self._write_bytes(path, f"{text}\n".encode())
+            write_file(path, f"{text}\n".encode())
         except (OSError, UnicodeDecodeError) as error:
             raise NetError(f"{path} can't be read: {error}") from error
         if not records.ID.fullmatch(text):
@@ -351,22 +351,28 @@ class LocalRecords:
         self._write(self._dir / "host.json", self._host)
 
     def _write(self, path: Path, document: Mapping[str, Any]) -> None:
-        self._write_bytes(path, json.dumps(document, indent=1).encode())
+        write_file(path, json.dumps(document, indent=1).encode())
 
-    def _write_bytes(self, path: Path, content: bytes) -> None:
-        beside = path.with_suffix(".new")
-        try:
-            fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            with os.fdopen(fd, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            _sync_directory(path.parent)
-        except OSError as error:
-            raise NetError(
-                f"{path} can't be written: {error.strerror}; free space or repair the file system"
-            ) from error
+
+def write_file(path: Path, content: bytes) -> None:
+    """Puts a file of root's alone (0600) on the disk, as a whole or not at all.
+
+    Raises:
+        NetError: It can't be written.
+    """
+    beside = path.with_suffix(".new")
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise NetError(
+            f"{path} can't be written: {error.strerror}; free space or repair the file system"
+        ) from error
 
 
 def _parse(document: Mapping[str, Any]) -> tuple[LocalEndpoint, Endpoint | None, Network | None]:

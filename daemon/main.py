@@ -25,7 +25,7 @@ import click
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else gRPC's handlers crash what a namespace forks
 
 from pyvxlan import __version__
-from pyvxlan.daemon import api, metrics, rundir
+from pyvxlan.daemon import api, metrics, peering, rundir
 from pyvxlan.daemon.cleanup import clean_up
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import (
@@ -44,6 +44,7 @@ from pyvxlan.daemon.errors import DaemonError, NotFoundError
 from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.gc import Collector
 from pyvxlan.daemon.handover import Handover
+from pyvxlan.daemon.identity import ensure_identity
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.open import open_store
@@ -51,7 +52,7 @@ from pyvxlan.daemon.kv.timed import TimedStore
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
-from pyvxlan.daemon.model import Host
+from pyvxlan.daemon.model import Host, Peer
 from pyvxlan.daemon.names import Names
 from pyvxlan.daemon.net import Net
 from pyvxlan.daemon.plugin import TIMED, Engine, Plugin
@@ -232,6 +233,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     stack.callback(local.close)
     net = Net(settings, local)
     stack.push_async_callback(net.close)
+    port = settings.peer_port
+    identity = ensure_identity(settings.state_dir, local.host_id) if port else None
     host = Host(
         id=local.host_id,
         name=settings.host_name or socket.gethostname(),
@@ -239,7 +242,11 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         port=settings.port,
         incarnation=secrets.token_hex(16),
         version=__version__,
+        peer=Peer(port, identity.certificate) if identity else None,
     )
+    asked = peering.bind(host, port) if port else None
+    if asked:
+        stack.callback(asked.close)
     store = await ClusterStore.open(
         local.store_for(settings.store), host_id=host.id, opener=partial(_open_timed, timings)
     )
@@ -288,9 +295,9 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     stack.push_async_callback(names.close)
     reconciler.after_round = names.sync
     if settings.plugin_path:
-        asked = DockerNames(names, local, net.names_sockets, IPv4Address(settings.names_address))
-        stack.push_async_callback(asked.close)
-        reconciler.after_round = partial(_sync, names, asked)
+        docker = DockerNames(names, local, net.names_sockets, IPv4Address(settings.names_address))
+        stack.push_async_callback(docker.close)
+        reconciler.after_round = partial(_sync, names, docker)
     reconciler.on_sandbox_lost = partial(_remove_lost, service)
     status = Status(
         settings=settings,
@@ -331,6 +338,9 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     if scraped:
         pages = metrics.Metrics(status.reading, timings, __version__).application()
         await stack.enter_async_context(metrics.serving(pages, scraped, tls))
+    peers = peering.Peering(lambda: state.hosts, host, identity)
+    if asked:
+        await stack.enter_async_context(peers.serving(asked))
     look = asyncio.create_task(_look_at_store(store, state), name="look at the store")
     stack.push_async_callback(_end, [look])
     app = api.Api(

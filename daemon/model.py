@@ -63,6 +63,16 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Peer:
+    """Where a host's daemon answers other hosts' questions, and how it proves to be that host."""
+
+    port: int
+    """TCP, on the host's underlay address."""
+    certificate: bytes = field(repr=False)
+    """X.509, DER."""
+
+
+@dataclass(frozen=True, slots=True)
 class Host:
     """A host that runs a daemon; `vtep` is the underlay address that ends its tunnels."""
 
@@ -72,6 +82,8 @@ class Host:
     port: int
     incarnation: str
     version: str
+    peer: Peer | None = None
+    """None if its daemon answers no questions."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ stand in one module, because they change together, with the version.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,7 @@ from pyvxlan.daemon.model import (
     Host,
     Interface,
     Network,
+    Peer,
     Subnet,
     format_mac,
 )
@@ -382,6 +385,16 @@ def emit_host(host: Host) -> bytes:
             "ver": host.version,
             "caps": [],
         }
+        | (
+            {
+                "peer": {
+                    "port": host.peer.port,
+                    "cert": base64.b64encode(host.peer.certificate).decode(),
+                }
+            }
+            if host.peer
+            else {}
+        )
     )
 
 
@@ -398,6 +411,7 @@ def parse_host(host_id: str, value: bytes) -> Host:
         port=_integer(record, "port", 1, 65535),
         incarnation=_text(record, "inc"),
         version=_text(record, "ver"),
+        peer=_peer(record),
     )
 
 
@@ -621,6 +635,15 @@ def _texts(record: Json, name: str) -> dict[str, str]:
         if not isinstance(entry, str):
             raise InvalidError(f"field {name} holds {entry!r}, not text")
     return dict(value)
+
+
+def _peer(record: Json) -> Peer | None:
+    """Reads where a daemon answers; what can't be read is none, since frames don't need it."""
+    match record.get("peer"):
+        case {"port": int(port), "cert": str(text)} if 0 < port < 65536:
+            with contextlib.suppress(ValueError):
+                return Peer(port, base64.b64decode(text, validate=True))
+    return None
 
 
 def _transition(record: Json) -> Transition | None:

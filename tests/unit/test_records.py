@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pyvxlan.daemon import records
 from pyvxlan.daemon.errors import InvalidError
-from pyvxlan.daemon.model import Endpoint, Host, Network, Subnet
+from pyvxlan.daemon.model import Endpoint, Host, Network, Peer, Subnet
 
 ids = st.text("0123456789abcdef", min_size=32, max_size=32)
 names = st.from_regex(records.NAME, fullmatch=True)
@@ -70,6 +70,7 @@ hosts = st.builds(
     port=st.integers(1, 65535),
     incarnation=texts,
     version=texts,
+    peer=st.none() | st.builds(Peer, st.integers(1, 65535), st.binary(max_size=400)),
 )
 
 
@@ -87,6 +88,12 @@ def test_network_is_read_back_as_written(network: Network) -> None:
 @given(hosts)
 def test_host_is_read_back_as_written(host: Host) -> None:
     assert records.parse_host(host.id, records.emit_host(host)) == host
+
+
+@pytest.mark.parametrize("peer", [7, {}, {"port": 0, "cert": ""}, {"port": 1, "cert": "%"}])
+def test_a_peer_that_is_not_valid_costs_no_host(peer: object) -> None:
+    value = {"v": 1, "name": "h", "vtep": "198.18.0.1", "port": 4789, "peer": peer}
+    assert records.parse_host("a" * 32, json.dumps(value).encode()).peer is None
 
 
 @given(st.dictionaries(st.sampled_from([ip_network(f"10.0.{n}.0/24") for n in range(9)]), ids))
