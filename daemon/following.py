@@ -151,6 +151,19 @@ class Follower:
         for one in self._followed.values():
             self._watch(one, CHECK)
 
+    def believe(self, table: Table[Any], id_: str) -> None:
+        """Lets go of a record that is held: its removal is known from elsewhere."""
+        one = self._followed[table.prefix]
+        changes = table.believe(id_)
+        if not changes:
+            return
+        for before, after in changes.values():
+            one.changed(id_, before, after)
+        if self._mirror:
+            revision = None if table.held else table.revision
+            self._mirror.change(table.prefix, f"{table.prefix}{id_}", None, revision)
+        self._guard(one)
+
     async def close(self) -> None:
         """Ends all watches."""
         followed = list(self._followed.values())

@@ -68,11 +68,13 @@ class State:
         self._mirror = mirror
         self._cluster = mirror.cluster if mirror else ""
         self._dirty: set[str] = set()
-        self._networks = Dated(records.NETWORKS, records.parse_network)
+        self._removed = Table(records.GONE, records.parse_gone)
+        self._networks = Dated(
+            records.NETWORKS, records.parse_network, removed=self._removed.values
+        )
         self._hosts = Table(records.HOSTS, records.parse_host)
         self._alive = Table(records.ALIVE, _parse_alive, guarded=False)
         self._config = Table(records.CFG, lambda _, value: (records.parse_config(value), value))
-        self._removed = Table(records.GONE, records.parse_gone)
         self._base: Mapping[str, Watched] = {
             "net": self._networks,
             "host": self._hosts,
@@ -111,7 +113,7 @@ class State:
         follow(self._hosts, self._host_changed, self.mark)
         follow(self._alive, _ignore, self.mark)
         follow(self._config, _ignore, self.mark)
-        follow(self._removed, _ignore, self.mark)
+        follow(self._removed, self._removal_noted, self.mark)
         for network_id in networks:
             self.join(network_id)
         self._follower.drop_others()
@@ -404,6 +406,10 @@ class State:
 
     def _network_changed(self, id_: str, _before: Network | None, _after: Network | None) -> None:
         self.mark(id_)
+
+    def _removal_noted(self, id_: str, _before: object, after: records.Gone | None) -> None:
+        if after is not None:
+            self._follower.believe(self._networks, id_)
 
     def _host_changed(self, id_: str, before: Host | None, after: Host | None) -> None:
         if id_ == self.host.id:

@@ -2,14 +2,15 @@
 
 A `Snapshot` is applied as a difference. What it lacks is not believed to be gone at once: rather
 was the store lost, or put back from an old copy, than the overlay. Such records are held, and only
-go when a later snapshot lacks them too. A removal that the watch itself tells is believed.
+go when a later snapshot lacks them too. A removal that the watch itself tells is believed, and so
+is one that a note of its own in the store tells of.
 """
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Generic, TypeAlias, TypeVar
 
 from pyvxlan.daemon.errors import InvalidError
@@ -64,10 +65,16 @@ class Table(Watched, Generic[T]):
         prefix: Ends with a slash, or is a whole key.
         parse: Reads a record from its id and value, or raises `InvalidError`.
         guarded: Whether records that a snapshot lacks are held at first.
+        removed: Ids of which it is noted that somebody removed the record: never held.
     """
 
     def __init__(
-        self, prefix: str, parse: Callable[[str, bytes], T], *, guarded: bool = True
+        self,
+        prefix: str,
+        parse: Callable[[str, bytes], T],
+        *,
+        guarded: bool = True,
+        removed: Container[str] = (),
     ) -> None:
         super().__init__(prefix)
         self.values: dict[str, T] = {}
@@ -77,6 +84,7 @@ class Table(Watched, Generic[T]):
         """Changes with `values`."""
         self._parse = parse
         self._guarded = guarded
+        self._removed = removed
         self._gone: dict[str, None] = {}
 
     def holds(self, id_: str) -> bool:
@@ -111,11 +119,19 @@ class Table(Watched, Generic[T]):
                 return {}
         return self._change(found)
 
+    def believe(self, id_: str) -> Changes[T]:
+        """Lets go of a record if it is held; tells what changed."""
+        if id_ not in self.held:
+            return {}
+        self.held.remove(id_)
+        return self._change({id_: None})
+
     def _take_snapshot(self, items: Mapping[str, bytes]) -> dict[str, T | None]:
         self.invalid = {key: why for key, why in self.invalid.items() if key in items}
         found = {self._id(key): self._read(key, value) for key, value in items.items()}
         gone = self.values.keys() - found.keys()
-        self.held = gone - self.doubted if self._guarded and self.known else set()
+        doubtful = gone - self.doubted if self._guarded and self.known else set()
+        self.held = {id_ for id_ in doubtful if id_ not in self._removed}
         self.doubted = set()
         self.mass = len(self.values) > SMALL and 2 * len(self.held) > len(self.values)
         self.known, self.stale = True, False
@@ -175,9 +191,14 @@ class Dated(Table[T]):
     """A table that also knows at which revision each record is, as far as the watch has told."""
 
     def __init__(
-        self, prefix: str, parse: Callable[[str, bytes], T], *, guarded: bool = True
+        self,
+        prefix: str,
+        parse: Callable[[str, bytes], T],
+        *,
+        guarded: bool = True,
+        removed: Container[str] = (),
     ) -> None:
-        super().__init__(prefix, parse, guarded=guarded)
+        super().__init__(prefix, parse, guarded=guarded, removed=removed)
         self.revisions: dict[str, Revision] = {}
 
     def apply(self, event: Event) -> Changes[T]:

@@ -71,6 +71,8 @@ class NetworkDriver:
         """Networks, by Docker's id, that Docker has deleted; it may list them a moment longer."""
         self.arriving: dict[str, EndpointCreation] = {}
         """Endpoints, by Docker's id, between their creation and the end of their joining."""
+        self._ending: set[str] = set()
+        """Networks of the cluster that are just being removed from it."""
         self._handover = handover
         self._addresses = addresses
         self._pairing = pairing
@@ -132,11 +134,21 @@ class NetworkDriver:
     async def remove_doomed(self, network_id: str) -> None:
         """Removes a network that a user has removed from Docker from the cluster.
 
-        One that is in use on another host stays there, and is hidden on this one.
+        One that is in use on another host stays there, and is hidden on this one. Does nothing if
+        that is under way already.
 
         Raises:
             DaemonError: Not now; it stays doomed.
         """
+        if network_id in self._ending:
+            return
+        self._ending.add(network_id)
+        try:
+            await self._remove_doomed(network_id)
+        finally:
+            self._ending.discard(network_id)
+
+    async def _remove_doomed(self, network_id: str) -> None:
         hidden = False
         await self._handover.clear(network_id)
         try:

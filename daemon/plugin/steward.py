@@ -146,7 +146,8 @@ class Steward:
                 await self._take(step)
             except DaemonError as error:
                 self._warn(str(step), "not done in Docker cause=%s", error)
-                failed = failed or error.retry
+                # Docker refuses a removal only while it is busy with the network.
+                failed = failed or error.retry or isinstance(step, Remove)
         await self._sweep(shown)
         for engine_id in [entry.id for entry in shown]:
             await self.drivers[0].drop_unknown(engine_id)

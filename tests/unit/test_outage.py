@@ -415,6 +415,46 @@ async def test_what_was_removed_during_an_outage_goes_soon(
     assert [network.name for network in await two.service.networks()] == ["n1"]
 
 
+async def test_networks_removed_during_an_outage_go_at_once_although_they_are_most_of_all(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    """A new list lacks so many that the store could have been lost; but each has its note."""
+    names = [f"n{number}" for number in range(6)]
+    for name in names:
+        await two.service.create_network(NetworkSpec(name))
+    await one.until(lambda: len(one.state.networks) == 6)
+    one.store.lose("cable cut")
+    await one.until(lambda: not one.state.synced)
+    for name in names[1:]:
+        await two.service.remove_network(name)
+    one.store.reset()
+    one.store.recover()
+    await one.until(lambda: [n.name for n in one.state.networks.values()] == ["n0"], within_s=5)
+    await one.until(lambda: one.state.synced and not one.state.held)
+    await cluster.stop(one)
+    again = await cluster.start(1, away="cable cut")
+    assert [network.name for network in again.state.networks.values()] == ["n0"]
+
+
+async def test_list_that_is_newer_than_the_note_of_a_removal_holds_nothing(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    """The watch of the notes told already, and the networks are listed once more then."""
+    for name in ("n0", "n1"):
+        await two.service.create_network(NetworkSpec(name))
+    await one.until(lambda: len(one.state.networks) == 2)
+    table = one.state._networks
+    followed = one.state._follower._followed[table.prefix]
+    one.state._follower._stop(followed)
+    await two.service.remove_network("n1")
+    await one.until(lambda: len(one.state.removed) == 1)
+    assert len(one.state.networks) == 2, "else nobody missed anything"
+    checks = one.state.resyncs["check"]
+    one.state._follower._watch(followed, "check")
+    await one.until(lambda: one.state.resyncs["check"] > checks)
+    assert [network.name for network in one.state.networks.values()] == ["n0"]
+
+
 async def test_network_that_was_removed_stays_so_for_a_host_that_was_away(
     cluster: Cluster, one: Node, two: Node
 ) -> None:

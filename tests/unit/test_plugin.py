@@ -11,6 +11,7 @@ import pytest
 
 from pyvxlan.daemon.errors import ConflictError, NetError
 from pyvxlan.daemon.model import Network
+from pyvxlan.daemon.plugin import network as network_driver
 from pyvxlan.daemon.plugin import server, steward
 from pyvxlan.daemon.plugin.engine import EngineContainer
 from pyvxlan.daemon.requests import NetworkSpec
@@ -131,6 +132,47 @@ async def test_network_removed_at_once_after_its_creation_stays_removed(
     await one.lacks("brief")
     await two.hides("brief")
     assert len(await claims(one, "net/")) == 1
+
+
+async def test_docker_that_refuses_a_removal_for_a_moment_is_asked_again(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = await everywhere(one, two)
+    remove, refused = two.docker.remove, asyncio.Event()
+
+    async def busy(engine_id: str) -> None:
+        if not refused.is_set():
+            refused.set()
+            raise ConflictError("network n1 has active endpoints")
+        await remove(engine_id)
+
+    monkeypatch.setattr(two.docker, "remove", busy)
+    await one.docker.remove_network(here)
+    await refused.wait()
+    await two.hides("n1")
+
+
+async def test_removal_is_not_begun_again_while_it_is_under_way(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = await everywhere(one, two)
+    remove, begun, end = one.node.service.remove_network, list[str](), asyncio.Event()
+
+    async def slowly(ref: str) -> Network:
+        begun.append(ref)
+        await end.wait()
+        return await remove(ref)
+
+    monkeypatch.setattr(network_driver, "GOODBYE_S", 30.0)
+    monkeypatch.setattr(one.node.service, "remove_network", slowly)
+    removal = asyncio.create_task(one.docker.remove_network(here))
+    await one.node.until(lambda: bool(begun))
+    await one.docker.create_network("n2")
+    await two.shows("n2")  # So comparisons went by.
+    end.set()
+    await removal
+    await two.hides("n1")
+    assert len(begun) == 1
 
 
 async def test_network_that_docker_still_lists_after_its_end_is_not_published_again(
