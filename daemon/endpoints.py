@@ -99,7 +99,7 @@ class Endpoints:
         Raises:
             StoreError: It does not answer.
         """
-        prefix = records.endpoints_prefix(network_id) if network_id else "ep/"
+        prefix = records.endpoints_prefix(network_id) if network_id else records.ENDPOINTS
         items = await self._store.list(prefix)
         return [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
 

@@ -3,6 +3,9 @@
 A table starts from what the mirror has, and its watch goes on from there where the store can. Since
 no store can prove that it is the one that a revision came from, a watch that was resumed is checked
 by a new list soon after. What a list lacks is held, and listed again before it goes.
+
+Each table has a watch of its own; when there are very many of one kind, they share one watch of
+everything of that kind, where such a watch costs the store no more (docs/scale.md).
 """
 
 from __future__ import annotations
@@ -12,13 +15,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any, TypeAlias, TypeVar
 
 from pyvxlan.daemon.errors import NotSettledError, StoreError
 from pyvxlan.daemon.events import Events
-from pyvxlan.daemon.kv import Event, Live, Put, Removal, Snapshot, Stale, Store
+from pyvxlan.daemon.kv import Event, Item, Live, Put, Removal, Snapshot, Stale, Store
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.tables import Table, Watched
@@ -35,12 +38,29 @@ records again."""
 SETTLE_S = 3.0
 """The same if it does not: time for the owners to publish again what an old copy lacks."""
 CHECK_S_PER_LIST = 0.005
-"""A resumed watch is checked within this time for each host of the cluster and each table here, so
-that all hosts together ask for some two hundred lists a second."""
+"""A resumed watch is checked within this time for each watch of each host of the cluster, so that
+all hosts together ask for some 200 lists a second."""
+WIDE_ABOVE = 256
+"""So many tables of one kind may have watches of their own."""
+WIDE_SHARE = 4
+"""More than `WIDE_LEAST` tables that are one in so many of all share a watch too."""
+WIDE_LEAST = 32
 START, RESUME, GAP, CHECK = "start", "resume", "gap", "check"
 REASONS = (START, RESUME, GAP, CHECK)
 """Why a prefix was taken up again: listed at the start; gone on with where it was left; listed
 because the store could not tell what was missed; listed once more to make sure."""
+
+
+def is_wide(own: int, whole: int, *, already: bool = False) -> bool:
+    """Tells whether tables should share one watch of everything of their kind.
+
+    Args:
+        own: How many tables there are.
+        whole: How many there would be if all were followed.
+        already: They do; it takes half as many to go on so.
+    """
+    counted = 2 * own if already else own
+    return counted > WIDE_ABOVE or (counted > WIDE_LEAST and WIDE_SHARE * counted >= whole > 0)
 
 
 @dataclass(eq=False, slots=True)
@@ -48,11 +68,50 @@ class _Followed:
     table: Table[Any]
     changed: Changed[Any]
     when_known: Callable[[], None]
+    held_since: float | None = None
+    alarmed: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class _Watch:
+    """A watch of the store, and the tables that it keeps in step, by prefix."""
+
+    prefix: str
+    followed: dict[str, _Followed] = field(default_factory=dict)
     reason: str = START
     task: asyncio.Task[None] | None = None
     check: asyncio.TimerHandle | None = None
-    held_since: float | None = None
-    alarmed: bool = False
+
+    @property
+    def revision(self) -> Revision | None:
+        """Where it can go on from; a shared watch begins with a list."""
+        own = self.followed.get(self.prefix)
+        return own.table.revision if own else None
+
+    @property
+    def stale(self) -> bool:
+        return any(one.table.stale for one in self.followed.values())
+
+    def parts(self, event: Event) -> Sequence[tuple[_Followed, Event]]:
+        """What an event says of each table."""
+        if own := self.followed.get(self.prefix):
+            return ((own, event),)
+        match event:
+            case Snapshot(items):
+                found: dict[str, dict[str, Item]] = {prefix: {} for prefix in self.followed}
+                for key, item in items.items():
+                    if (of_one := found.get(self._home(key))) is not None:
+                        of_one[key] = item
+                return [(self.followed[prefix], Snapshot(found[prefix])) for prefix in found]
+            case Put(Item(key)) | Removal(key):
+                one = self.followed.get(self._home(key))
+                return ((one, event),) if one else ()
+            case Stale() | Live():
+                return [(one, event) for one in self.followed.values()]
+
+    def _home(self, key: str) -> str:
+        """Gives the prefix of the table that a key belongs to."""
+        return key[: key.find("/", len(self.prefix)) + 1]
 
 
 class Follower:
@@ -63,6 +122,8 @@ class Follower:
         mirror: What was known before, and where to note what is known; the caller's too.
         lost: Tells whether the store looks as if it had lost what it held.
         hosts: Tells how many hosts there are.
+        kind: Prefix of the tables that may share a watch.
+        whole: Tells how many of them there would be in all; None if they may not.
         live: Called when everything is in step again.
         events: Where it is noted that the store is lost, and back.
         news: Called with what a record was before and is now, once its table is known: not for what
@@ -78,6 +139,8 @@ class Follower:
         *,
         lost: Callable[[], bool],
         hosts: Callable[[], int],
+        kind: str,
+        whole: Callable[[], int | None],
         live: Callable[[], None],
         events: Events,
         news: Callable[[Any, Any], None],
@@ -96,6 +159,8 @@ class Follower:
         self._mirror = mirror
         self._lost = lost
         self._hosts = hosts
+        self._kind = kind
+        self._whole = whole
         self._live = live
         self._events = events
         self._news = news
@@ -103,6 +168,14 @@ class Follower:
         self._settle_s = settle_s
         self._rng = Random()  # noqa: S311 - spreads load, guards nothing
         self._followed: dict[str, _Followed] = {}
+        self._of_kind: dict[str, _Followed] = {}
+        """Those that may share a watch."""
+        self._watches: dict[str, _Watch] = {}
+        """By prefix; that of `kind` is shared."""
+        self._behind: set[str] = set()
+        """Prefixes of the tables that are not fresh."""
+        self._stale: set[str] = set()
+        self._holding: set[str] = set()
         self._pulse = asyncio.Event()
         if mirror and mirror.seen_s is not None:
             self.stale_since = time.monotonic() - max(0.0, time.time() - mirror.seen_s)
@@ -113,9 +186,14 @@ class Follower:
         return [one.table for one in self._followed.values()]
 
     @property
+    def watches(self) -> int:
+        """How many watches there are."""
+        return len(self._watches)
+
+    @property
     def synced(self) -> bool:
         """Whether everything watched was read and the store answers."""
-        return all(one.table.fresh for one in self._followed.values())
+        return not self._behind
 
     def follow(self, table: Table[T], changed: Changed[T], when_known: Callable[[], None]) -> None:
         """Begins to watch what a table shows.
@@ -123,21 +201,33 @@ class Follower:
         Args:
             table: Is kept in step.
             changed: Called for every record that changes.
-            when_known: Called once there is something to go by.
+            when_known: Called once there is something to go by, before `changed`.
         """
         one = _Followed(table, changed, when_known)
         self._followed[table.prefix] = one
+        if table.prefix.startswith(self._kind):
+            self._of_kind[table.prefix] = one
         kept = self._mirror.take(table.prefix) if self._mirror else None
         if kept:
-            for id_, (before, after) in table.restore(kept.items, kept.revision).items():
-                changed(id_, before, after)
+            changes = table.restore(kept.items, kept.revision)
             when_known()
-        self._watch(one, START)
+            for id_, (before, after) in changes.items():
+                changed(id_, before, after)
+        self._weigh(table)
+        self._begin(_Watch(table.prefix, {table.prefix: one}), START)
+        self.arrange()
 
     def drop(self, prefix: str) -> None:
         """Stops watching a prefix."""
-        if one := self._followed.pop(prefix, None):
-            self._stop(one)
+        if self._followed.pop(prefix, None):
+            self._of_kind.pop(prefix, None)
+            for of_state in (self._behind, self._stale, self._holding):
+                of_state.discard(prefix)
+            watch = self._watches.get(prefix) or self._watches[self._kind]
+            del watch.followed[prefix]
+            if not watch.followed:
+                self._end(watch)
+            self.arrange()
         if self._mirror:
             self._mirror.forget(prefix)
 
@@ -146,10 +236,27 @@ class Follower:
         for prefix in tuple(self._mirror.prefixes) if self._mirror else ():
             self.drop(prefix)
 
+    def arrange(self) -> None:
+        """Lets tables of one kind share a watch if there are many of them, and else not."""
+        own, whole, shared = len(self._of_kind), self._whole(), self._watches.get(self._kind)
+        wide = whole is not None and is_wide(own, whole, already=shared is not None)
+        if wide and (shared is None or 4 * (own - len(shared.followed)) > own):
+            # What was followed since a shared watch began has a watch of its own, until it is much.
+            log.info("watches shared prefix=%s tables=%d of=%s", self._kind, own, whole)
+            for prefix in [*self._of_kind, self._kind]:
+                if watch := self._watches.get(prefix):
+                    self._end(watch)
+            self._begin(_Watch(self._kind, dict(self._of_kind)), START)
+        elif shared and not wide:
+            log.info("watches parted prefix=%s tables=%d of=%s", self._kind, own, whole)
+            self._end(shared)
+            for prefix, one in shared.followed.items():
+                self._begin(_Watch(prefix, {prefix: one}), START)
+
     def check(self) -> None:
         """Lists everything anew, now."""
-        for one in self._followed.values():
-            self._watch(one, CHECK)
+        for watch in tuple(self._watches.values()):
+            self._begin(watch, CHECK)
 
     def believe(self, table: Table[Any], id_: str) -> None:
         """Lets go of a record that is held: its removal is known from elsewhere."""
@@ -157,20 +264,22 @@ class Follower:
         changes = table.believe(id_)
         if not changes:
             return
+        self._weigh(table)
+        if not table.held:
+            one.held_since = None
         for before, after in changes.values():
             one.changed(id_, before, after)
         if self._mirror:
             revision = None if table.held else table.revision
             self._mirror.change(table.prefix, f"{table.prefix}{id_}", None, revision)
-        self._guard(one)
 
     async def close(self) -> None:
         """Ends all watches."""
-        followed = list(self._followed.values())
+        watches = list(self._watches.values())
+        for watch in watches:
+            self._end(watch)
         self._followed.clear()
-        for one in followed:
-            self._stop(one)
-        tasks = [one.task for one in followed if one.task]
+        tasks = [watch.task for watch in watches if watch.task]
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def wait_for(
@@ -190,57 +299,85 @@ class Follower:
                 f"not within {timeout_s:g} s: {what}; is the store reachable? See pyvxlan status"
             ) from error
 
-    def _watch(self, one: _Followed, reason: str) -> None:
+    def _begin(self, watch: _Watch, reason: str) -> None:
         """Begins a watch, in the place of the one that there was."""
-        self._stop(one)
-        one.reason = reason
-        one.task = asyncio.create_task(self._run(one), name=f"watch {one.table.prefix}")
+        self._stop(watch)
+        self._watches[watch.prefix] = watch
+        watch.reason = reason
+        watch.task = asyncio.create_task(self._run(watch), name=f"watch {watch.prefix}")
 
-    def _stop(self, one: _Followed) -> None:
-        if one.task:
-            one.task.cancel()
-        if one.check:
-            one.check.cancel()
-            one.check = None
+    def _end(self, watch: _Watch) -> None:
+        self._stop(watch)
+        del self._watches[watch.prefix]
 
-    async def _run(self, one: _Followed) -> None:
-        table = one.table
-        since = None if one.reason == CHECK else table.revision
+    def _stop(self, watch: _Watch) -> None:
+        if watch.task:
+            watch.task.cancel()
+        if watch.check:
+            watch.check.cancel()
+            watch.check = None
+
+    async def _run(self, watch: _Watch) -> None:
+        since = None if watch.reason == CHECK else watch.revision
         while True:
             try:
-                async for event in self._store.watch(table.prefix, since=since):
-                    self._take(one, event)
+                async for event in self._store.watch(watch.prefix, since=since):
+                    await self._take(watch, event)
                 return
             except StoreError as error:
-                self._take(one, Stale(str(error)))
+                await self._take(watch, Stale(str(error)))
                 await asyncio.sleep(RETRY_S * self._rng.uniform(0.5, 1))
-                since = table.revision
+                since = watch.revision
 
-    def _take(self, one: _Followed, event: Event) -> None:
-        table = one.table
-        was_known, was_stale = table.known, table.stale
-        for id_, (before, after) in table.apply(event).items():
+    async def _take(self, watch: _Watch, event: Event) -> None:
+        was_stale = watch.stale
+        for number, (one, part) in enumerate(watch.parts(event)):
+            if number and isinstance(event, Snapshot):
+                await asyncio.sleep(0)  # It may be much, and others need the loop too.
+            if watch.followed.get(one.table.prefix) is one:
+                self._show(one, part)
+        if isinstance(event, Snapshot):
+            self.resyncs[watch.reason] += 1
+            watch.reason = GAP
+        elif isinstance(event, Live) and was_stale:
+            self.resyncs[RESUME] += 1
+            watch.reason = GAP
+            most_s = CHECK_S_PER_LIST * self._hosts() * len(self._watches)
+            self._check_in(watch, self._rng.uniform(0, most_s))
+        self._guard(watch)
+        self._tell(event)
+        ended = self._watches.get(watch.prefix) is not watch
+        if isinstance(event, Stale) and watch.reason == CHECK and not ended:
+            # The list did not come. What is missed meanwhile is told better by going on.
+            self._begin(watch, GAP)
+
+    def _show(self, one: _Followed, event: Event) -> None:
+        """Lets a table take in an event, and tells what it changed."""
+        table, was_known = one.table, one.table.known
+        changes = table.apply(event)
+        self._weigh(table)
+        if isinstance(event, Snapshot) or not table.held:
+            one.held_since = None
+        if table.known and not was_known:
+            one.when_known()
+        for id_, (before, after) in changes.items():
             one.changed(id_, before, after)
             if was_known:
                 self._news(before, after)
         if self._mirror:
             self._note(table, event)
-        if isinstance(event, Snapshot):
-            self.resyncs[one.reason] += 1
-            one.reason = GAP
-            one.held_since = None
-        elif isinstance(event, Live) and was_stale:
-            self.resyncs[RESUME] += 1
-            one.reason = GAP
-            lists = self._hosts() * len(self._followed)
-            self._check_in(one, self._rng.uniform(0, CHECK_S_PER_LIST * lists))
-        if table.known and not was_known:
-            one.when_known()
-        self._guard(one)
-        self._tell(event)
-        if isinstance(event, Stale) and one.reason == CHECK:
-            # The list did not come. What is missed meanwhile is told better by going on.
-            self._watch(one, GAP)
+
+    def _weigh(self, table: Table[Any]) -> None:
+        """Counts a table among those that are behind, stale, or hold something back."""
+        for of_state, holds in (
+            (self._behind, not table.fresh),
+            (self._stale, table.stale),
+            (self._holding, bool(table.held)),
+        ):
+            if holds:
+                of_state.add(table.prefix)
+            else:
+                of_state.discard(table.prefix)
 
     def _note(self, table: Table[Any], event: Event) -> None:
         """Hands an event on to the mirror, with the revision from which nothing is missed."""
@@ -258,16 +395,15 @@ class Follower:
             case Stale() | Live():
                 pass
 
-    def _guard(self, one: _Followed) -> None:
+    def _guard(self, watch: _Watch) -> None:
         """Sees to it that what is held is looked for again in time."""
-        table = one.table
-        if not table.held:
-            if one.held_since is not None:
-                one.held_since, one.alarmed = None, False
-        elif one.held_since is None:
-            one.held_since = time.monotonic()
-            one.alarmed = False
-            self._check_in(one, self._hold_left_s(one))
+        if not self._holding:
+            return
+        new = [o for o in watch.followed.values() if o.table.held and o.held_since is None]
+        for one in new:
+            one.held_since, one.alarmed = time.monotonic(), False
+        if new:
+            self._check_in(watch, min(map(self._hold_left_s, new)))
 
     def _hold_left_s(self, one: _Followed) -> float:
         """How long what is held is to be held still; says aloud if the store looks lost."""
@@ -286,33 +422,34 @@ class Follower:
         full_s = self._hold_s if lost or table.mass else self._settle_s
         return min(one.held_since + full_s - time.monotonic(), self._settle_s)
 
-    def _check_in(self, one: _Followed, delay_s: float) -> None:
-        if one.check:
-            one.check.cancel()
-        loop = asyncio.get_running_loop()
-        one.check = loop.call_later(delay_s, self._check_now, one)
-
-    def _check_now(self, one: _Followed) -> None:
-        one.check = None
-        table = one.table
-        if table.stale:
+    def _check_in(self, watch: _Watch, delay_s: float) -> None:
+        if watch.check:
+            watch.check.cancel()
+        if self._watches.get(watch.prefix) is not watch:
             return
-        if table.held:
-            left_s = self._hold_left_s(one)
-            if left_s > 0:
-                self._check_in(one, left_s)
-                return
+        loop = asyncio.get_running_loop()
+        watch.check = loop.call_later(delay_s, self._check_now, watch)
+
+    def _check_now(self, watch: _Watch) -> None:
+        watch.check = None
+        if watch.stale:
+            return
+        left_s = {one: self._hold_left_s(one) for one in watch.followed.values() if one.table.held}
+        if left_s and min(left_s.values()) > 0:
+            self._check_in(watch, min(left_s.values()))
+            return
+        for table in [one.table for one, of_one_s in left_s.items() if of_one_s <= 0]:
             log.warning("removal believed prefix=%s records=%d", table.prefix, len(table.held))
             table.doubted = set(table.held)
-        self._watch(one, CHECK)
+        self._begin(watch, CHECK)
 
     def _tell(self, event: Event) -> None:
         """Notes whether the store answers, and wakes whoever waits."""
-        stale = any(one.table.stale for one in self._followed.values())
+        stale = bool(self._stale)
         if isinstance(event, Stale):
             self.stale_reason = event.reason
             self.left_step_s = self.left_step_s or time.time()
-        elif self.synced and not any(table.held for table in self.tables):
+        elif self.synced and not self._holding:
             self.left_step_s = None
         if stale and self.stale_since is None:
             self.stale_since = time.monotonic()

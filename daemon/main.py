@@ -253,10 +253,17 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     stack.push_async_callback(store.close)
     mirror = await Mirror.open(settings.state_dir / "mirror.db", store.url)
     stack.push_async_callback(mirror.close)
-    store.on_moved = partial(_note_store, local, mirror, settings.store)
-    _note_store(local, mirror, settings.store, store.url)
-    state = State(store, host, mirror, events=events)
+    state = State(
+        store, host, mirror, events=events, wide=lambda: parse_url(store.url).wide_watches
+    )
     stack.push_async_callback(state.close)
+
+    def moved(url: str) -> None:
+        _note_store(local, mirror, settings.store, url)
+        state.arrange_watches()
+
+    store.on_moved = moved
+    _note_store(local, mirror, settings.store, store.url)
     joined = {endpoint.network_id for endpoint in local.endpoints.values()}
     joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
     if not await state.start(joined):

@@ -11,10 +11,12 @@ import base64
 import contextlib
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from functools import lru_cache
 from ipaddress import (
     IPv4Interface,
     IPv6Interface,
@@ -48,6 +50,7 @@ NETWORKS = "net/"
 HOSTS = "host/"
 ALIVE = "alive/"
 OWNED = "own/"
+ENDPOINTS = "ep/"
 GONE = "gone/"
 MOVE_KEEPER = "move/keeper"
 """Bound to the session of whoever moves the cluster to another store."""
@@ -119,7 +122,7 @@ def ready_key(host_id: str) -> str:
 
 def endpoints_prefix(network_id: str) -> str:
     """Prefix of the records of a network's endpoints."""
-    return f"ep/{network_id}/"
+    return f"{ENDPOINTS}{network_id}/"
 
 
 def endpoint_key(network_id: str, endpoint_id: str) -> str:
@@ -352,9 +355,9 @@ def parse_endpoint(network_id: str, endpoint_id: str, value: bytes) -> Endpoint:
     record = _record(value)
     addresses: list[Interface] = []
     if "ip4" in record:
-        addresses.append(_converted(record, "ip4", IPv4Interface))
+        addresses.append(_shared(_converted(record, "ip4", IPv4Interface)))
     if "ip6" in record:
-        addresses.append(_converted(record, "ip6", IPv6Interface))
+        addresses.append(_shared(_converted(record, "ip6", IPv6Interface)))
     if not addresses:
         raise InvalidError("neither ip4 nor ip6 is there")
     for address in addresses:
@@ -363,7 +366,7 @@ def parse_endpoint(network_id: str, endpoint_id: str, value: bytes) -> Endpoint:
     return Endpoint(
         id=_id(endpoint_id),
         network_id=_id(network_id),
-        host_id=_id(_text(record, "host")),
+        host_id=sys.intern(_id(_text(record, "host"))),
         mac=_converted(record, "mac", parse_mac),
         addresses=tuple(addresses),
         name=_name(record, "name") if record.get("name") else "",
@@ -568,6 +571,17 @@ def _convert(name: str, value: object, converter: Callable[[str], T]) -> T:
 
 def _converted(record: Json, name: str, converter: Callable[[str], T]) -> T:
     return _convert(name, record.get(name), converter)
+
+
+def _shared(address: Interface) -> Interface:
+    """Lets all addresses of a subnet share what they say of it: a quarter of an endpoint."""
+    address.network = _one(address.network)
+    return address
+
+
+@lru_cache(maxsize=4096)
+def _one(cidr: Cidr) -> Cidr:
+    return cidr
 
 
 def _matching(name: str, value: object, pattern: re.Pattern[str]) -> str:

@@ -48,6 +48,7 @@ class State:
         events: Where changes are noted for people.
         hold_s: Seconds for which a removal is held back if the store looks lost.
         settle_s: The same if it does not.
+        wide: Tells whether one watch of all endpoints costs the store no more than many of some.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class State:
         events: Events | None = None,
         hold_s: float = HOLD_S,
         settle_s: float = SETTLE_S,
+        wide: Callable[[], bool] = lambda: False,
     ) -> None:
         self.host = host
         self.dirty = asyncio.Event()
@@ -84,6 +86,7 @@ class State:
         }
         self._endpoints: dict[str, Table[Endpoint]] = {}
         self._taken: dict[str, Counter[Address]] = {}
+        """By network, of those that somebody asked for: few hosts make endpoints everywhere."""
         self._returned: tuple[int, int, Set[str]] = (0, 0, frozenset())
         self._departed: set[str] = set()
         """Networks to leave as soon as the store answers."""
@@ -96,6 +99,8 @@ class State:
             mirror,
             lost=self._looks_lost,
             hosts=lambda: len(self._hosts.values),
+            kind=records.ENDPOINTS,
+            whole=lambda: len(self._networks.values) if wide() else None,
             live=self._leave_departed,
             events=self._events,
             news=self._tell,
@@ -109,7 +114,7 @@ class State:
         What an earlier process knew is there at once.
         """
         follow = self._follower.follow
-        follow(self._networks, self._network_changed, self.mark)
+        follow(self._networks, self._network_changed, self._networks_known)
         follow(self._hosts, self._host_changed, self.mark)
         follow(self._alive, _ignore, self.mark)
         follow(self._config, _ignore, self.mark)
@@ -198,8 +203,13 @@ class State:
 
         Of a network that is not joined, none is known.
         """
-        taken = self._taken.get(network_id)
-        return taken.keys() if taken else frozenset()
+        table = self._endpoints.get(network_id)
+        if table is None:
+            return frozenset()
+        if network_id not in self._taken:
+            of_all = (one.addresses for one in table.values.values())
+            self._taken[network_id] = Counter(one.ip for of_one in of_all for one in of_one)
+        return self._taken[network_id].keys()
 
     def version(self, network_id: str) -> int:
         """A number that changes with the endpoints of a joined network; 0 if it is not joined."""
@@ -275,15 +285,15 @@ class State:
         table = Table(
             records.endpoints_prefix(network_id), partial(records.parse_endpoint, network_id)
         )
-        taken: Counter[Address] = Counter()
-        self._endpoints[network_id], self._taken[network_id] = table, taken
+        self._endpoints[network_id] = table
 
         def changed(_id: str, before: Endpoint | None, after: Endpoint | None) -> None:
-            for address in before.addresses if before else ():
-                taken[address.ip] -= 1
-                if not taken[address.ip]:
-                    del taken[address.ip]
-            taken.update(address.ip for address in (after.addresses if after else ()))
+            if (taken := self._taken.get(network_id)) is not None:
+                for address in before.addresses if before else ():
+                    taken[address.ip] -= 1
+                    if not taken[address.ip]:
+                        del taken[address.ip]
+                taken.update(address.ip for address in (after.addresses if after else ()))
             self.mark(network_id)
 
         self._follower.follow(table, changed, partial(self.mark, network_id))
@@ -296,7 +306,7 @@ class State:
         if self.stale_since is not None:
             self._departed.add(network_id)
         elif table := self._endpoints.pop(network_id, None):
-            del self._taken[network_id]
+            self._taken.pop(network_id, None)
             self._follower.drop(table.prefix)
             self.mark(network_id)
 
@@ -340,6 +350,10 @@ class State:
                 if not self.known:
                     raise
         return remembered()
+
+    def arrange_watches(self) -> None:
+        """Looks again how endpoints are best watched: the store is another one."""
+        self._follower.arrange()
 
     def note_cluster(self, cluster: str) -> None:
         """Takes note of the cluster that the store belongs to; another one is listed anew."""
@@ -404,6 +418,10 @@ class State:
         host = self.host if host_id == self.host.id else self._hosts.values.get(host_id)
         return host.name if host else host_id[:12]
 
+    def _networks_known(self) -> None:
+        self.mark()
+        self._follower.arrange()
+
     def _network_changed(self, id_: str, _before: Network | None, _after: Network | None) -> None:
         self.mark(id_)
 
@@ -416,6 +434,8 @@ class State:
             if before == self.host != after:
                 self._lost_at = time.monotonic()
             self.mark()
+        if (before and before.vtep) == (after and after.vtep) or EVERYTHING in self._dirty:
+            return
         for network_id, table in self._endpoints.items():
             if any(endpoint.host_id == id_ for endpoint in table.values.values()):
                 self.mark(network_id)

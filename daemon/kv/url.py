@@ -70,6 +70,15 @@ class StoreUrl:
         """The kind of store, with whatever client: `etcd+python-etcd3` is `etcd`."""
         return self.kind.partition("+")[0]
 
+    @property
+    def wide_watches(self) -> bool:
+        """Whether one watch of everything may take the place of many.
+
+        Not on Consul, which tells a change by telling all that is watched, and not on ZooKeeper,
+        which watches each record by itself; on SQLite there is nothing to gain.
+        """
+        return self.server == "etcd"
+
     def __str__(self) -> str:
         """The URL as it was written; holds no secret."""
         return self.text

@@ -444,13 +444,13 @@ async def test_list_that_is_newer_than_the_note_of_a_removal_holds_nothing(
         await two.service.create_network(NetworkSpec(name))
     await one.until(lambda: len(one.state.networks) == 2)
     table = one.state._networks
-    followed = one.state._follower._followed[table.prefix]
-    one.state._follower._stop(followed)
+    watch = one.state._follower._watches[table.prefix]
+    one.state._follower._stop(watch)
     await two.service.remove_network("n1")
     await one.until(lambda: len(one.state.removed) == 1)
     assert len(one.state.networks) == 2, "else nobody missed anything"
     checks = one.state.resyncs["check"]
-    one.state._follower._watch(followed, "check")
+    one.state._follower._begin(watch, "check")
     await one.until(lambda: one.state.resyncs["check"] > checks)
     assert [network.name for network in one.state.networks.values()] == ["n0"]
 
