@@ -75,6 +75,7 @@ class Simulation:
 
     Args:
         size: The cluster.
+        running: How many of its hosts run; the others only are in the store.
         server: Its store, which runs.
         rate: Endpoints that come and go per second, in `churn`.
         churn_s: For how long.
@@ -83,6 +84,7 @@ class Simulation:
     """
 
     size: Size
+    running: int
     server: EtcdServer
     rate: float
     churn_s: float
@@ -169,9 +171,10 @@ class Simulation:
                     raise MemoryError(f"{len(self.hosts)} hosts take more than {self.memory} bytes")
 
         async with asyncio.TaskGroup() as group:
-            for number in range(self.size.hosts):
+            for number in range(self.running):
                 group.create_task(start(number))
-        after = self.cost("hosts", before, per=self.size.hosts, of="host")
+        after = self.cost("hosts", before, per=self.running, of="host")
+        self.add("hosts", "hosts that run", self.running, "")
         watched = sum(len(host.joined) for host in self.hosts.values())
         assert sum(host.known for host in self.hosts.values()) == watched * self.size.per_network
         self.add("hosts", "time", after.at_s - before.at_s, "s")
@@ -199,7 +202,7 @@ class Simulation:
         """Endpoints come and go at a steady rate."""
         rng = random.Random(1)
         hosts = list(self.hosts.values())
-        members = {network_id(n): hosts for n, hosts in enumerate(self.size.members)}
+        members = {network_id(n): set(hosts) for n, hosts in enumerate(self.size.members)}
         before = gauges.read(self.server)
         answered: list[float] = []
         seen: list[float] = []
@@ -207,7 +210,9 @@ class Simulation:
         began_s = time.monotonic()
 
         async def once(host: SimulatedHost, network: str) -> None:
-            others = [self.hosts[n] for n in members[network] if n != host.number]
+            others = [
+                self.hosts[n] for n in members[network] if n != host.number and n in self.hosts
+            ]
             sighting = self.awaited[network] = Sighting(others)
             called_s = time.monotonic()
             endpoint = await host.create(network)
@@ -216,7 +221,8 @@ class Simulation:
             sighting.endpoint_id = endpoint.id
             for other in others:
                 sighting.look(other, network)
-            await sighting.everywhere.wait()
+            if others:
+                await sighting.everywhere.wait()
             del self.awaited[network]
             seen.extend(max(0, at_s - answered_s) for at_s in sighting.seen_s.values())
             assert await host.endpoints.delete(endpoint)
@@ -308,6 +314,7 @@ def main(args: Sequence[str]) -> list[Figure]:
     parser.add_argument("--hosts", type=int, default=20)
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--endpoints", type=int, default=200)
+    parser.add_argument("--running", type=int, help="hosts that run; all if left out")
     parser.add_argument("--rate", type=float, default=20.0, help="endpoints per second")
     parser.add_argument("--churn-s", type=float, default=3.0)
     parser.add_argument("--phase-s", type=float, default=600.0, help="longest time of a phase")
@@ -330,6 +337,7 @@ def main(args: Sequence[str]) -> list[Figure]:
         with server:
             simulation = Simulation(
                 size=size,
+                running=min(given.running or size.hosts, size.hosts),
                 server=server,
                 rate=given.rate,
                 churn_s=given.churn_s,
