@@ -37,7 +37,6 @@ from pyvxlan.daemon.upkeep.content import fill
 from tests.servers.etcd import EtcdServer
 
 REPO = Path(__file__).resolve().parents[2]
-STARTING_AT_ONCE = 8
 MB = 1_000_000
 
 
@@ -77,6 +76,7 @@ class Simulation:
         size: The cluster.
         running: How many of its hosts run; the others only are in the store.
         server: Its store, which runs.
+        at_once: How many hosts start at one time.
         rate: Endpoints that come and go per second, in `churn`.
         churn_s: For how long.
         phase_s: How long a phase may take.
@@ -86,6 +86,7 @@ class Simulation:
     size: Size
     running: int
     server: EtcdServer
+    at_once: int
     rate: float
     churn_s: float
     phase_s: float
@@ -159,13 +160,13 @@ class Simulation:
     async def start_all(self) -> None:
         """Starts every host."""
         before = gauges.read(self.server)
-        slots = asyncio.Semaphore(STARTING_AT_ONCE)
+        slots = asyncio.Semaphore(self.at_once)
 
         async def start(number: int) -> None:
             async with slots:
                 joined = self.size.joined[number]
                 host = SimulatedHost(number, joined, self.server.url, self._seen)
-                await host.start()
+                await host.start(within_s=self.phase_s)
                 self.hosts[number] = host
                 if gauges.rss(os.getpid()) > self.memory:
                     raise MemoryError(f"{len(self.hosts)} hosts take more than {self.memory} bytes")
@@ -178,6 +179,14 @@ class Simulation:
         watched = sum(len(host.joined) for host in self.hosts.values())
         assert sum(host.known for host in self.hosts.values()) == watched * self.size.per_network
         self.add("hosts", "time", after.at_s - before.at_s, "s")
+        own = (after.own_cpu_s - before.own_cpu_s) / (after.at_s - before.at_s)
+        self.add("hosts", "CPU of the simulator", 100 * own, "% of a core")
+        share = (after.etcd_cpu_s - before.etcd_cpu_s) / (after.at_s - before.at_s)
+        self.add("hosts", "etcd CPU", 100 * share, "% of a core")
+        events = (after.events - before.events) / self.running
+        self.add("hosts", "events delivered per host", events, "")
+        late = [host.late for host in self.hosts.values() if host.late]
+        self.add("hosts", "registered with the second try or later", len(late), "")
         self.add("hosts", "streams of watches in etcd", after.streams - before.streams, "")
         self.add("hosts", "watches in etcd", after.watchers - before.watchers, "")
         self.add("hosts", "watches of endpoints", watched, "")
@@ -315,6 +324,7 @@ def main(args: Sequence[str]) -> list[Figure]:
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--endpoints", type=int, default=200)
     parser.add_argument("--running", type=int, help="hosts that run; all if left out")
+    parser.add_argument("--at-once", type=int, default=8, help="hosts that start at one time")
     parser.add_argument("--rate", type=float, default=20.0, help="endpoints per second")
     parser.add_argument("--churn-s", type=float, default=3.0)
     parser.add_argument("--phase-s", type=float, default=600.0, help="longest time of a phase")
@@ -339,6 +349,7 @@ def main(args: Sequence[str]) -> list[Figure]:
                 size=size,
                 running=min(given.running or size.hosts, size.hosts),
                 server=server,
+                at_once=given.at_once,
                 rate=given.rate,
                 churn_s=given.churn_s,
                 phase_s=given.phase_s,

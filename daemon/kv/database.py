@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from pyvxlan.daemon.errors import (
-    StoreConflictError,
     StoreError,
     StoreUnavailableError,
     StoreUncertainError,
@@ -86,6 +85,18 @@ class Now:
     boot_id: str
 
 
+@dataclass(eq=False, slots=True)
+class Transaction:
+    """What is to be applied wholly, or not at all."""
+
+    checks: Sequence[Check]
+    ops: Sequence[Write | Delete]
+    session_id: str | None
+    """Of the session that has to live, and that bound keys live with."""
+    failed: str | None = None
+    """Which check did not hold; None if all did."""
+
+
 class Database:
     """One connection to the file, opened when first used and again after it broke.
 
@@ -122,21 +133,26 @@ class Database:
         with self._opened() as db:
             return _below(db, prefix)
 
-    def txn(
-        self, checks: Sequence[Check], ops: Sequence[Write | Delete], session_id: str | None
-    ) -> None:
-        """Applies all `ops` if all `checks` hold, else nothing; rings the bell."""
+    def apply(self, transactions: Sequence[Transaction]) -> None:
+        """Applies transactions in order, each wholly or not at all, and notes why it was not.
+
+        They share one commit and one write to the disk. Rings the bell.
+
+        Raises:
+            StoreError: None of them was applied, or maybe all of them were.
+        """
         with self._writing() as db:
-            swept = self._sweep(db)
-            failed = _failed(db, checks)
-            if failed is None and session_id is not None:
-                row = db.execute("SELECT 1 FROM sessions WHERE id = ?", (session_id,)).fetchone()
-                failed = None if row else f"session {session_id} has expired"
-            changed = failed is None and self._apply(db, ops, session_id)
-        if swept or changed:
+            changed = self._sweep(db)
+            for one in transactions:
+                one.failed = _failed(db, one.checks)
+                if one.failed is None and one.session_id is not None:
+                    row = db.execute("SELECT 1 FROM sessions WHERE id = ?", (one.session_id,))
+                    expired = f"session {one.session_id} has expired"
+                    one.failed = None if row.fetchone() else expired
+                if one.failed is None:
+                    changed |= self._apply(db, one.ops, one.session_id)
+        if changed:
             self._ring()
-        if failed:
-            raise StoreConflictError(failed)
 
     def open_session(self, session_id: str, ttl_s: float) -> float:
         """Makes a session; returns the clock at that time."""

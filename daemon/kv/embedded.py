@@ -12,15 +12,22 @@ import contextlib
 import logging
 import sqlite3
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from asyncinotify import Inotify, Mask
 
-from pyvxlan.daemon.errors import StoreError, StoreUnavailableError, StoreUncertainError
-from pyvxlan.daemon.kv.database import Database, Now, boot_now
+from pyvxlan.daemon.errors import (
+    StoreConflictError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
+from pyvxlan.daemon.kv.database import Database, Now, Transaction, boot_now
 from pyvxlan.daemon.kv.health import Health, MemberHealth
 from pyvxlan.daemon.kv.lease import Lease
 from pyvxlan.daemon.kv.store import (
@@ -47,6 +54,18 @@ RETRY_S = 0.3
 LOG_LIMIT = 10_000
 
 
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A transaction on its way to the file."""
+
+    transaction: Transaction
+    given_up: bool = False
+    """Whether nobody waits for it any more, so that it is left out if it is not too late."""
+    done: bool = False
+    error: Exception | None = None
+    """Why it was not applied, or maybe not."""
+
+
 class EmbeddedStore:
     """A `Store` in a SQLite file; make one with `open`.
 
@@ -71,6 +90,7 @@ class EmbeddedStore:
         self._tick_s = tick_s
         self._watchers = Watchers()
         self._leases: set[Lease] = set()
+        self._waiting: deque[_Waiting] = deque()
         self._file_id = ""
         self._revision: Revision = 0
         self._rung = asyncio.Event()
@@ -124,8 +144,14 @@ class EmbeddedStore:
     ) -> None:
         """Applies all `ops` if all `checks` hold, else nothing; on disk when it returns."""
         check_txn(checks, ops, session)
-        session_id = session.id if session else None
-        await self._call(lambda: self._database.txn(checks, ops, session_id))
+        one = _Waiting(Transaction(checks, ops, session.id if session else None))
+        self._waiting.append(one)
+        try:
+            await self._call(lambda: self._commit(one))
+        finally:
+            one.given_up = True
+        if one.transaction.failed:
+            raise StoreConflictError(one.transaction.failed)
         self._rung.set()
 
     async def session(self, ttl_s: float) -> Lease:
@@ -176,6 +202,24 @@ class EmbeddedStore:
                 log.warning("store stale path=%s cause=%s", self._database.path, error)
             self._rung.set()
             raise
+
+    def _commit(self, one: _Waiting) -> None:
+        """Applies a transaction and all that wait by now, unless an earlier call of this did.
+
+        Many at once then cost one commit and one write to the disk. Runs in the store's thread.
+        """
+        if not one.done:
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            together = [other for other in waiting if not other.given_up]
+            error: Exception | None = None
+            try:
+                self._database.apply([other.transaction for other in together])
+            except Exception as failure:  # noqa: BLE001 - each of them raises it
+                error = failure
+            for other in together:
+                other.done, other.error = True, error
+        if one.error:
+            raise one.error
 
     async def _read(self, prefix: str, since: Revision | None) -> Snapshot | Missed:
         return await self._call(lambda: self._database.read(prefix, since))

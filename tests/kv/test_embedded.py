@@ -8,7 +8,10 @@ import os
 import sqlite3
 import stat
 import sys
+import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -255,6 +258,71 @@ async def test_only_what_was_written_waits_for_the_disk(
         await store.txn([Check("a", ABSENT)], [Write("a", b"1")])
     await store.get("a")
     assert len(synced) == 1
+
+
+@asynccontextmanager
+async def held_up(store: EmbeddedStore) -> AsyncIterator[None]:
+    """Keeps the store's thread busy, so that what is asked meanwhile waits for the end."""
+    go_on = threading.Event()
+    holding = asyncio.create_task(store._call(go_on.wait))
+    try:
+        yield
+        await asyncio.sleep(0.01)  # so that what was begun as a task is asked
+    finally:
+        go_on.set()
+    await holding
+
+
+async def test_what_waits_at_once_shares_one_write_to_the_disk(
+    sqlite_lab: SqliteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await sqlite_lab.open()
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", synced.append)
+    async with held_up(store):
+        claims = [
+            asyncio.create_task(
+                store.txn(
+                    [Check("claim", ABSENT)], [Write("claim", b"%d" % n), Write(f"n/{n}", b"")]
+                )
+            )
+            for n in range(8)
+        ]
+        others = [asyncio.create_task(store.txn([], [Write(f"m/{n}", b"")])) for n in range(8)]
+    outcomes = await asyncio.gather(*claims, return_exceptions=True)
+    await asyncio.gather(*others)
+    assert len(synced) == 1
+    assert [type(outcome) for outcome in outcomes] == [type(None)] + 7 * [StoreConflictError]
+    items = await store.list("")
+    assert items.keys() == {"claim", "n/0", *(f"m/{n}" for n in range(8))}
+    assert items["claim"].value == b"0"
+    assert len({items[f"m/{n}"].revision for n in range(8)}) == 8
+
+
+async def test_what_shares_a_write_that_fails_is_told_so_alike(
+    sqlite_lab: SqliteLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await sqlite_lab.open()
+
+    def fails(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    async with held_up(store):
+        asked = [asyncio.create_task(store.txn([], [Write(f"{n}", b"")])) for n in range(4)]
+    outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == 4 * [StoreUncertainError]
+
+
+async def test_what_was_given_up_while_it_waited_is_not_applied(sqlite_lab: SqliteLab) -> None:
+    store = await sqlite_lab.open()
+    async with held_up(store):
+        first = asyncio.create_task(store.txn([], [Write("first", b"")]))
+        given_up = asyncio.create_task(store.txn([], [Write("given-up", b"")]))
+        await asyncio.sleep(0.01)
+        given_up.cancel()
+    await first
+    assert (await store.list("")).keys() == {"first"}
 
 
 async def test_damaged_file_is_reported_by_path_and_remedy(tmp_path: Path) -> None:
