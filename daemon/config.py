@@ -364,7 +364,8 @@ def _advertise(value: Value) -> str | None:
                 "must be an address of this host, or the name of an interface"
             ) from None
         return text
-    if address.is_multicast or address.is_unspecified or address.is_loopback:
+    refused = address.is_multicast or address.is_unspecified or address.is_loopback
+    if refused or address.is_link_local:
         raise ValueError("must be an address that other hosts can reach")
     return str(address)
 

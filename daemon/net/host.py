@@ -82,16 +82,33 @@ def advertised(found: Mapping[str, KernelLink], text: str | None) -> Address:
 
 def _named(found: Mapping[str, KernelLink], text: str) -> Address:
     if text in found:
-        own = [address.ip for name, address in addresses(found) if name == text]
-        if own:
-            return own[0]
-        raise ConfigError(f"interface {text} has no address; {_choice(found)}")
+        return _of_interface(found, text)
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(f"{text} is no address or interface; {_choice(found)}") from None
     mtu(found, address)
     return address
+
+
+def _of_interface(found: Mapping[str, KernelLink], name: str) -> Address:
+    usable = [address.ip for of, address in addresses(found) if of == name]
+    preferred = [address for address in usable if address.version == usable[0].version]
+    if len(preferred) == 1:
+        return preferred[0]
+    if preferred:
+        raise ConfigError(
+            f"interface {name} has several addresses: set --advertise to one of "
+            f"{', '.join(map(str, preferred))}"
+        )
+    held = sorted(address.ip.compressed for address in found[name].link.addresses)
+    if not held:
+        why = "has no address"
+    elif name in NOT_UNDERLAY:
+        why = "is for this host's own containers: no other host reaches it"
+    else:
+        why = f"has no address that another host can reach (only {', '.join(held)})"
+    raise ConfigError(f"interface {name} {why}; {_choice(found)}")
 
 
 def _default_interfaces(found: Mapping[str, KernelLink]) -> set[str]:
