@@ -46,6 +46,7 @@ from pyvxlan.daemon.gc import Collector
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.identity import ensure_identity
 from pyvxlan.daemon.kv import Store
+from pyvxlan.daemon.kv.kinds import misnamed
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.timed import TimedStore
@@ -267,7 +268,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     joined = {endpoint.network_id for endpoint in local.endpoints.values()}
     joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
     if not await state.start(joined):
-        _say_unread(state, store.url)
+        await _say_unread(state, store.url)
     forwarder = UserspaceDataplane(settings, host.vtep, events)
     dataplane = KernelDataplane(forwarder, net, settings, host.vtep)
     stack.push_async_exit(_Stop(dataplane, local))
@@ -398,8 +399,11 @@ def _note_store(local: LocalRecords, mirror: Mirror, configured: str, url: str) 
         log.warning("cluster has moved configured=%s store=%s: change the setting", configured, url)
 
 
-def _say_unread(state: State, url: str) -> None:
+async def _say_unread(state: State, url: str) -> None:
     """Says what the daemon starts from if the store does not answer."""
+    told = await misnamed(parse_url(url))
+    reason = "; ".join(f"{member} {why}" for member, why in told.items())
+    cause = reason or state.stale_reason or "no answer"
     if state.known:
         since = state.stale_since
         log.warning(
@@ -409,14 +413,15 @@ def _say_unread(state: State, url: str) -> None:
             time.monotonic() - since if since is not None else 0,
             len(state.networks),
             len(state.hosts),
-            state.stale_reason,
+            cause,
         )
     else:
         # What names the store itself was said by its servers, with a remedy of its own.
         about = f"store {url}: "
-        cause = state.stale_reason or "no answer"
         remedy = (
-            "" if cause.startswith(about) else ": start the store, or name another with --store"
+            ""
+            if reason or cause.startswith(about)
+            else ": start the store, or name another with --store"
         )
         log.error(
             "store never reached, no network is known, tried again store=%s cause=%s%s",

@@ -33,7 +33,7 @@ from benches.scale.hosts import SimulatedHost, Size, in_step, network_id, record
 from pyvxlan.daemon import records
 from pyvxlan.daemon.kv import ABSENT, Check, Write
 from pyvxlan.daemon.kv.open import open_store
-from pyvxlan.daemon.upkeep.content import fill
+from pyvxlan.daemon.upkeep.content import fill, open_whole
 from tests.servers.etcd import EtcdServer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -119,7 +119,7 @@ class Simulation:
 
     async def load(self) -> None:
         """Fills the store with all networks and endpoints."""
-        store = await open_store(self.server.url)
+        store = await open_whole(self.server.url)
         values = records_of(self.size)
         meta = records.emit_meta(records.Meta(secrets.token_hex(16)))
         await store.txn([Check(records.META, ABSENT)], [Write(records.META, meta)])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pyvxlan.daemon import records
@@ -16,6 +16,7 @@ from pyvxlan.daemon.clusterstore import probe
 from pyvxlan.daemon.errors import InvalidError, StoreConflictError, StoreError
 from pyvxlan.daemon.kv import Item, Store
 from pyvxlan.daemon.kv.health import Finding, Health, MemberHealth
+from pyvxlan.daemon.kv.kinds import misnamed
 from pyvxlan.daemon.kv.url import StoreUrl, parse_url
 from pyvxlan.daemon.records import Phase, Transition
 from pyvxlan.daemon.upkeep import integrity
@@ -83,12 +84,18 @@ async def warn(store: Store, text: str) -> None:
 
 
 async def _health(store: Store, text: str) -> Health:
+    url = parse_url(text)
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            return await store.health()
+            health = await store.health()
     except TimeoutError:
         why = f"no answer within {TIMEOUT_S:g} s"
-        return Health(parse_url(text).kind, (MemberHealth(text, why),))
+        return Health(url.kind, (MemberHealth(text, why),))
+    if all(not member.error for member in health.members):
+        return health
+    told = await misnamed(url)
+    members = (replace(m, error=told.get(m.address, m.error)) for m in health.members)
+    return replace(health, members=tuple(members))
 
 
 async def _look(text: str, url: StoreUrl, store: Store) -> Report:

@@ -58,6 +58,11 @@ CASES: Mapping[str, Case] = {
         "pip install 'pyvxlan[python-etcd3]'",
         refused=True,
     ),
+    "another kind": Case(
+        "zk://MEMBER",
+        "store never reached, no network is known, tried again store={url} cause=MEMBER is etcd, "
+        "not ZooKeeper: write etcd:// for zk://, or the right address\n",
+    ),
     "password file": Case(
         "etcd://MEMBER?user=host&password-file=/none",
         "password file /none can't be read: No such file or directory",
@@ -104,7 +109,7 @@ def hosts() -> Iterator[Mapping[str, Host]]:
 def test_is_said_with_the_remedy(hosts: Mapping[str, Host], name: str) -> None:
     host, case = hosts[name], CASES[name]
     server = etcd(host.world)
-    wanted = case.said.format(url=url_of(case, server))
+    wanted = case.said.format(url=url_of(case, server)).replace("MEMBER", server.member)
     eventually(lambda: wanted in host.log.read_text(), within_s=SAID_S, what=f"{name}: {wanted}")
     if case.refused:
         assert host.process is not None
