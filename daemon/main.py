@@ -70,9 +70,26 @@ log = logging.getLogger(__name__)
 
 FIRST_ROUND_S = 10.0
 EPILOG = """\b
+Stores, for --store (a missing PREFIX is pyvxlan/v1):
+  sqlite:////PATH                         one machine alone
+  etcd://HOST[:PORT],.../PREFIX?OPTIONS   with TLS; user and password
+  etcd+python-etcd3://...                 the same through python-etcd3
+  consul://...                            with TLS; token
+  zk://...                                with TLS; user and password
+
+\b
+Their options, with & between them, files by absolute path:
+  ca=PATH                        TLS, trusting these certificates
+  tls=true                       TLS, trusting the system's
+  cert=PATH&key=PATH             client certificate to show
+  user=NAME&password-file=PATH   etcd, zk: who; a file that only root may read
+  token-file=PATH                consul: another such file
+
+\b
 Examples:
   pyvxlan-daemon
   pyvxlan-daemon --advertise eth1 --store sqlite:////srv/pyvxlan/store.db
+  pyvxlan-daemon --store etcd://h1,h2,h3?ca=/etc/pyvxlan/ca.pem
   pyvxlan-daemon --check-config
   pyvxlan-daemon --cleanup            # with the daemon stopped
 """

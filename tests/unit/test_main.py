@@ -20,6 +20,7 @@ from pyvxlan.daemon import rundir
 from pyvxlan.daemon.cleanup import clean_up
 from pyvxlan.daemon.config import SETTINGS, Settings, flag
 from pyvxlan.daemon.errors import ConfigError, ConflictError
+from pyvxlan.daemon.kv.url import KINDS, OPTIONS
 
 
 def run(*args: str, environ: dict[str, str] | None = None) -> int:
@@ -68,6 +69,13 @@ def test_every_setting_has_a_flag_with_help(capsys: pytest.CaptureFixture[str]) 
     for name in SETTINGS:
         assert f"{flag(name)} VALUE" in text
     assert "pyvxlan-daemon --cleanup" in text
+
+
+def test_every_store_and_its_options_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(f"  {kind}://" in text for kind in KINDS)
+    assert all(f"{option}=" in text for options in OPTIONS.values() for option in options)
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
