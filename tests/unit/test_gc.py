@@ -14,7 +14,7 @@ import pytest
 from pyvxlan.daemon import records
 from pyvxlan.daemon.endpoints import Endpoints
 from pyvxlan.daemon.gc import MOST_GRACE_S, Collector
-from pyvxlan.daemon.kv import Delete, Write
+from pyvxlan.daemon.kv import Delete, Live, Stale, Write
 from pyvxlan.daemon.networks import Networks
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from pyvxlan.daemon.witness import Witness
@@ -95,9 +95,11 @@ async def test_outage_of_the_observer_starts_the_grace_time_anew(cluster: Cluste
     await dead_host(cluster, one)
     collecting = collector(one)
     await collecting.observe(0)
-    one.state._hosts.stale = True
+    follower = one.state._follower
+    hosts = follower._watches[records.HOSTS]
+    await follower._take(hosts, Stale("away"))
     await collecting.observe(GRACE_S / 2)
-    one.state._hosts.stale = False
+    await follower._take(hosts, Live())
     await collecting.observe(GRACE_S)
     assert len(await one.service.endpoints()) == 1
     await collecting.observe(2 * GRACE_S)
