@@ -21,10 +21,13 @@ def free_port(address: str = "127.0.0.1") -> int:
     """A TCP port that nobody has at the moment.
 
     It is none that the kernel gives to clients: one that calls a server again and again while that
-    is away would at some time get the server's own port, and be connected to itself.
+    is away would at some time get the server's own port, and be connected to itself. Nor is it one
+    that another run of tests took and has not bound yet.
     """
     while True:
         port = random.randrange(20_000, 32_000)
+        if not _claim(port):
+            continue
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -34,6 +37,29 @@ def free_port(address: str = "127.0.0.1") -> int:
                     raise
             else:
                 return port
+
+
+_claims: list[socket.socket] = []
+
+
+def _claim(port: int) -> bool:
+    """Takes a name that says so to all runs of tests, until this process ends; False if taken."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0pyvxlan-tests-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
+
+
+def _state(thread: Path) -> str:
+    """The letter of proc(5) that says what a thread does; T if it is gone."""
+    try:
+        return (thread / "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "T"
 
 
 class Server(ABC):
@@ -131,6 +157,12 @@ class Server(ABC):
         """Stops it from running; its connections stay open and silent."""
         assert self.process is not None
         self._signal(self.process, signal.SIGSTOP)
+        # One thread takes the signal and tells the others; until then they may answer.
+        threads = Path(f"/proc/{self.process.pid}/task")
+        deadline = time.monotonic() + self.start_s
+        while any(_state(thread) != "T" for thread in threads.iterdir()):
+            assert time.monotonic() < deadline, "it goes on after SIGSTOP"
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         assert self.process is not None
