@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
@@ -46,6 +46,15 @@ class Found:
 
     network: Network
     item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class SubnetBounds:
+    """Where subnets come from, what this host routes already, and what is spoken for by whom."""
+
+    pools: Sequence[records.Pool]
+    routed: Sequence[Cidr]
+    reserved: Sequence[tuple[Cidr, str]]
 
 
 class Networks:
@@ -172,20 +181,16 @@ class Networks:
     async def create(
         self,
         wish: NetworkWish,
+        bounds: Callable[[], Awaitable[SubnetBounds]],
         *,
-        pools: Sequence[records.Pool],
-        routed: Sequence[Cidr],
-        reserved: Sequence[tuple[Cidr, str]],
         held: Collection[Cidr] = (),
     ) -> Network:
         """Creates a network: record, name, VNI, subnets and gateway addresses in one step.
 
         Args:
             wish: What is wanted.
-            pools: Where subnets come from that the wish leaves open.
-            routed: What such a subnet must not touch on this host.
-            reserved: What no subnet may touch, with its owner.
-            held: Subnets of the wish that this host has reserved for it.
+            bounds: Says what the subnets must keep to; not asked if all of them are reserved.
+            held: Subnets of the wish that this host should have reserved for it.
 
         Raises:
             ConflictError: The name, the VNI or a subnet is taken.
@@ -193,16 +198,14 @@ class Networks:
         """
         for _ in range(ATTEMPTS):
             used_item = await self._store.get(records.POOLS)
-            used = {
-                cidr: owner
-                for cidr, owner in parsed_pools(used_item).items()
-                if owner != self._host.id or cidr not in held
-            }
+            used = parsed_pools(used_item)
+            mine = {cidr for cidr in held if used.get(cidr) == self._host.id}
+            used = {cidr: owner for cidr, owner in used.items() if cidr not in mine}
             network = Network(
                 id=secrets.token_hex(16),
                 name=wish.name,
                 vni=wish.vni or self._rng.randint(*self._state.config.vni),
-                subnets=await self._choose_subnets(wish, pools, used, routed, reserved),
+                subnets=await self._choose_subnets(wish, bounds, used, mine),
                 mtu_bytes=wish.mtu_bytes,
                 internal=wish.internal,
                 multicast=wish.multicast,
@@ -311,23 +314,27 @@ class Networks:
     async def _choose_subnets(
         self,
         wish: NetworkWish,
-        pools: Sequence[records.Pool],
+        bounds: Callable[[], Awaitable[SubnetBounds]],
         used: Mapping[Cidr, str],
-        routed: Sequence[Cidr],
-        reserved: Sequence[tuple[Cidr, str]],
+        reserved: Collection[Cidr],
     ) -> tuple[Subnet, ...]:
-        if wish.subnets:
-            owned = await self.owned(used)
-            for cidr in wish.subnets:
-                ipam.check_disjoint(cidr, [*owned, *reserved])
         subnets = list(wish.subnets)
+        unchecked = [cidr for cidr in subnets if cidr not in reserved]
+        lacks_v6 = wish.ipv6 and not any(cidr.version == 6 for cidr in subnets)
+        if subnets and not unchecked and not lacks_v6:
+            return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges, wish.aux_addresses)
+        keep_to = await bounds()
+        if unchecked:
+            owned = [*await self.owned(used), *keep_to.reserved]
+            for cidr in unchecked:
+                ipam.check_disjoint(cidr, owned)
         if not subnets:
-            v4 = [pool for pool in pools if pool.base.version == 4]
-            subnets.append(ipam.next_pool(v4, used, routed))
-        if wish.ipv6 and not any(cidr.version == 6 for cidr in subnets):
-            v6 = [pool for pool in pools if pool.base.version == 6]
+            v4 = [pool for pool in keep_to.pools if pool.base.version == 4]
+            subnets.append(ipam.next_pool(v4, used, keep_to.routed))
+        if lacks_v6:
+            v6 = [pool for pool in keep_to.pools if pool.base.version == 6]
             v6 = v6 or [ipam.unique_local_pool(self._cluster())]
-            subnets.append(ipam.next_pool(v6, used, routed))
+            subnets.append(ipam.next_pool(v6, used, keep_to.routed))
         return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges, wish.aux_addresses)
 
     async def _publish_network(

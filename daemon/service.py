@@ -16,7 +16,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from random import Random
-from typing import NoReturn, Protocol, TypedDict
+from typing import NoReturn, Protocol
 
 from pyvxlan.daemon import ipam, joining, records
 from pyvxlan.daemon.config import Settings
@@ -44,7 +44,7 @@ from pyvxlan.daemon.model import (
     Network,
     Sandbox,
 )
-from pyvxlan.daemon.networks import Networks
+from pyvxlan.daemon.networks import Networks, SubnetBounds
 from pyvxlan.daemon.repair import FENCE_S, Repair
 from pyvxlan.daemon.requests import (
     AttachSpec,
@@ -72,14 +72,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 SETTLE_S = 10.0
-
-
-class SubnetBounds(TypedDict):
-    """Where subnets come from, what this host routes already, and what is spoken for by whom."""
-
-    pools: Sequence[records.Pool]
-    routed: Sequence[Cidr]
-    reserved: Sequence[tuple[Cidr, str]]
 
 
 class HostNet(Protocol):
@@ -194,14 +186,15 @@ class Service:
     async def create_network(self, spec: NetworkSpec, *, held: Collection[Cidr] = ()) -> Network:
         """Creates a network for the whole cluster; `held` are subnets reserved for it.
 
+        A reserved one was checked when it was reserved, and is not checked again.
+
         Raises:
             InvalidError: A value of the spec is not acceptable.
             ConflictError: The name, the VNI or a subnet is taken.
             ExhaustedError: No pool has a free subnet.
         """
         wish = await self.check_network(spec)
-        bounds = await self._subnet_bounds()
-        return await self._networks.create(wish, held=held, **bounds)
+        return await self._networks.create(wish, self._subnet_bounds, held=held)
 
     async def check_network(self, spec: NetworkSpec) -> NetworkWish:
         """Checks what can be told of a wish for a network without the store.
@@ -222,11 +215,11 @@ class Service:
             ExhaustedError: The pools have none left.
         """
         bounds = await self._subnet_bounds()
-        pools = [pool for pool in bounds["pools"] if pool.base.version == version]
+        pools = [pool for pool in bounds.pools if pool.base.version == version]
         if version == 6 and not pools:
             pools = [ipam.unique_local_pool(self._membership.cluster)]
         return await self.reservations.reserve_subnet(
-            cidr, pools=pools, routed=bounds["routed"], reserved=bounds["reserved"]
+            cidr, pools=pools, routed=bounds.routed, reserved=bounds.reserved
         )
 
     async def _subnet_bounds(self) -> SubnetBounds:
@@ -243,7 +236,7 @@ class Service:
             (ipam.as_cidr(host.vtep), f"host {host.name}'s underlay")
             for host in {self._host.id: self._host, **self._state.hosts}.values()
         ]
-        return SubnetBounds(pools=pools, routed=routed, reserved=reserved)
+        return SubnetBounds(pools, routed, reserved)
 
     async def remove_network(self, ref: str) -> Network:
         """Removes a network from the whole cluster.

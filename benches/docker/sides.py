@@ -133,11 +133,11 @@ class Side:
 
 @contextlib.contextmanager
 def sides(name: str, *kinds: str) -> Iterator[list[Side]]:
-    """Starts the sides of these names, all at once; ends them at the end."""
+    """Starts a side of each of these kinds, all at once; ends them at the end."""
     with contextlib.ExitStack() as stack:
         found: list[Side] = []
-        for kind in kinds:
-            world = (DockerWorld if kind == OURS else OriginalWorld)(f"{name}{kind[:2]}", 2)
+        for number, kind in enumerate(kinds):
+            world = (DockerWorld if kind == OURS else OriginalWorld)(f"{name}{number}", 2)
             stack.callback(world.close)
             store = stack.enter_context(UnderlayEtcd(world[1]))
             world.store = store.url

@@ -51,7 +51,7 @@ class NetworkDriver:
         state: Which networks the cluster has.
         engine: Tells names.
         names_address: Where containers ask for names.
-        publish: Called when a new network should be told to the cluster.
+        publish: Called with Docker's id of a new network, which should be told to the cluster.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class NetworkDriver:
         state: State,
         engine: Engine,
         names_address: str,
-        publish: Callable[[], None],
+        publish: Callable[[str], None],
     ) -> None:
         self.removing: set[str] = set()
         """Networks that this daemon itself takes out of Docker."""
@@ -71,6 +71,8 @@ class NetworkDriver:
         """Networks, by Docker's id, that Docker has deleted; it may list them a moment longer."""
         self.arriving: dict[str, EndpointCreation] = {}
         """Endpoints, by Docker's id, between their creation and the end of their joining."""
+        self.gone: set[str] = set()
+        """Networks that this host has removed from the cluster; it may see them a moment longer."""
         self._ending: set[str] = set()
         """Networks of the cluster that are just being removed from it."""
         self._handover = handover
@@ -109,7 +111,7 @@ class NetworkDriver:
                 raise ConflictError(f"VNI {wish.vni} is taken by network {known.name}")
         for pool in pools:
             pool.engine_id = request.network_id
-        self._publish()
+        self._publish(request.network_id)
 
     async def delete_network(self, request: NetworkDeletion) -> None:
         """Removes a network from the cluster, if a user removed it and nobody uses it.
@@ -153,6 +155,7 @@ class NetworkDriver:
         await self._handover.clear(network_id)
         try:
             await self._handover.service.remove_network(network_id)
+            self.gone.add(network_id)
         except InUseError as error:
             log.warning("network hidden on this host network=%s cause=%s", network_id, error)
             hidden = True

@@ -121,7 +121,7 @@ class Plugin:
             state=state,
             engine=engine,
             names_address=names_address,
-            publish=steward.poke,
+            publish=steward.expect,
         )
         steward.drivers = self._network, self._ipam = network, ipam
         self._ready.set()

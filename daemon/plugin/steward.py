@@ -19,6 +19,7 @@ from pyvxlan.daemon.errors import (
     DaemonError,
     ExhaustedError,
     InvalidError,
+    NotFoundError,
     NotSettledError,
 )
 from pyvxlan.daemon.handover import Handover
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 30.0
 RETRY_S = 1.0
+LOOK_S = 0.003
+"""Between two looks whether Docker shows a network that it is making. It shows it some 10 ms before
+it tells of it, since it calls iptables first."""
 SHOWN_S = 5.0
 """How long the store may take to show this host what it has just written."""
 ORPHAN_S = 60.0
@@ -79,6 +83,10 @@ class Steward:
         self._warned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._swept = False
+        self._thorough = True
+        """Whether the next comparison looks at the endpoints too."""
+        self._publishing: dict[str, str] = {}
+        """Names, by Docker's id, of networks that the cluster is being told of."""
         self._missing_s: dict[str, float] = {}
         """Since when paired networks lack in Docker's list."""
         self._nameless_s: dict[str, float] = {}
@@ -87,6 +95,10 @@ class Steward:
     def poke(self) -> None:
         """Asks for a comparison now."""
         self._wake.set()
+
+    def expect(self, engine_id: str) -> None:
+        """Tells the cluster of a network as soon as Docker, which is making it, shows its name."""
+        self._spawn(self._expect(engine_id))
 
     async def run(self) -> NoReturn:
         """Compares until cancelled."""
@@ -112,12 +124,14 @@ class Steward:
             except DaemonError as error:
                 self._warn("compare", "networks not compared with Docker's cause=%s", error)
                 pause_s = RETRY_S if self._engine.reachable else INTERVAL_S
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
+            except TimeoutError:
+                self._thorough = True
 
     async def compare(self) -> None:
-        """One comparison of everything.
+        """One comparison of the networks, and of the endpoints if there is a reason to.
 
         Raises:
             DaemonError: Docker or the store does not answer.
@@ -128,8 +142,10 @@ class Steward:
             return
         for network_id in self._pairing.doomed:
             await self.drivers[0].remove_doomed(network_id)
+        doomed, gone = self._pairing.doomed, self.drivers[0].gone
+        gone.intersection_update(self._state.networks)
         networks = {
-            id_: one for id_, one in self._state.networks.items() if id_ not in self._pairing.doomed
+            id_: one for id_, one in self._state.networks.items() if id_ not in doomed | gone
         }
         self._pairing.forget_hidden(self._pairing.hidden - networks.keys())
         pairs = self._pairing.pairs
@@ -138,9 +154,14 @@ class Steward:
         )
         failed = False
         deleted = self.drivers[0].deleted
-        deleted.intersection_update({entry.id for entry in shown})
+        deleted.intersection_update({entry.id for entry in shown} | self._publishing.keys())
+        skipped = deleted | self._publishing.keys()
+        # The names of networks that are being removed are free when that is done.
+        taken = {one.name for one in self._state.networks.values() if one.id in doomed}
         for step in steps:
-            if isinstance(step, Pair | Publish | Remove) and step.engine_id in deleted:
+            if isinstance(step, Pair | Publish | Remove) and step.engine_id in skipped:
+                continue
+            if isinstance(step, Publish) and step.shown.name in taken:
                 continue
             try:
                 await self._take(step)
@@ -149,8 +170,10 @@ class Steward:
                 # Docker refuses a removal only while it is busy with the network.
                 failed = failed or error.retry or isinstance(step, Remove)
         await self._sweep(shown)
-        for engine_id in [entry.id for entry in shown]:
-            await self.drivers[0].drop_unknown(engine_id)
+        if self._thorough:
+            for entry in shown:
+                await self.drivers[0].drop_unknown(entry.id)
+            self._thorough = False
         if late := self._nameless():
             self._spawn(self._describe_all(late))
         if failed:
@@ -184,7 +207,8 @@ class Steward:
                 await self._copy(network)
 
     async def _copy(self, network: Network) -> None:
-        if self._pairing.engine_id(network.id) or self._creating(network.name):
+        here = self._pairing.engine_id(network.id) or network.name in self._publishing.values()
+        if here or self._creating(network.name):
             return
         engine_id = await self._engine.create(network)
         log.info("network shown in Docker network=%s docker=%s", network.id, engine_id[:12])
@@ -199,7 +223,33 @@ class Steward:
             removing.discard(shown.id)
         self.poke()
 
+    async def _expect(self, engine_id: str) -> None:
+        """Gives up after a while: Docker's event comes then."""
+        deadline = time.monotonic() + RETRY_S
+        while time.monotonic() < deadline and engine_id not in self.drivers[0].deleted:
+            try:
+                shown = await self._engine.network(engine_id)
+            except NotFoundError:
+                await asyncio.sleep(LOOK_S)
+                continue
+            except DaemonError:
+                break
+            if not any(one.name == shown.name for one in self._state.networks.values()):
+                with contextlib.suppress(DaemonError):
+                    await self._publish(shown)
+            break
+        self.poke()
+
     async def _publish(self, shown: EngineNetwork) -> None:
+        if shown.id in self._publishing or shown.id in self._pairing.pairs:
+            return
+        self._publishing[shown.id] = shown.name
+        try:
+            await self._tell(shown)
+        finally:
+            del self._publishing[shown.id]
+
+    async def _tell(self, shown: EngineNetwork) -> None:
         spec = NetworkSpec(
             shown.name,
             subnets=tuple(map(str, sorted(shown.subnets, key=lambda c: (c.version, str(c))))),
@@ -277,6 +327,7 @@ class Steward:
 
     def _reached(self) -> None:
         log.info("docker reached")
+        self._thorough = True
         self.poke()
         self._spawn(self._describe_all(self._handover.endpoints))
 

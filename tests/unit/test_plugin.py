@@ -175,6 +175,37 @@ async def test_removal_is_not_begun_again_while_it_is_under_way(
     assert len(begun) == 1
 
 
+async def test_name_of_a_network_that_is_being_removed_is_free_when_it_is_gone(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, _ = await everywhere(one, two)
+    before = await one.knows("n1")
+    remove, end = one.node.service.remove_network, asyncio.Event()
+
+    async def slowly(ref: str) -> Network:
+        await end.wait()
+        return await remove(ref)
+
+    monkeypatch.setattr(network_driver, "GOODBYE_S", 0.05)
+    monkeypatch.setattr(one.node.service, "remove_network", slowly)
+    await one.docker.remove_network(here)
+    again = await one.docker.create_network("n1")
+    await one.docker.create_network("n2")
+    end.set()
+    await two.shows("n2")
+    await one.node.until(lambda: before.id not in one.node.state.networks and one.has("n1"))
+    assert one.docker.disk.networks.keys() >= {again}
+    await two.shows("n1")
+
+
+async def test_network_is_told_of_before_docker_says_that_it_is_made(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(one.docker, "_happened", lambda *_, **__: None)
+    await one.docker.create_network("n1")
+    await two.shows("n1")
+
+
 async def test_network_that_docker_still_lists_after_its_end_is_not_published_again(
     one: DockerNode, two: DockerNode
 ) -> None:
