@@ -468,7 +468,7 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "pools": _pools,
     "resolvers": _resolvers,
     "outer_checksum": lambda value: value,
-    "reconcile_interval_s": _between(0.1, 60, " seconds"),
+    "reconcile_interval_s": _between(0.1, 3600, " seconds"),
     "plugin_socket": _plugin_socket,
     "docker_socket": _path,
     "names_address": _names_address,
