@@ -26,9 +26,11 @@ from pyvxlan.daemon.documents import (
     parse_attach_request,
     parse_empty_request,
     parse_network_request,
+    parse_why_request,
 )
 from pyvxlan.daemon.errors import DaemonError, InvalidError, NotFoundError
 from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Sandbox
+from pyvxlan.daemon.requests import WhySpec
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.unixsocket import serving
 
@@ -57,6 +59,7 @@ class Api:
         sandboxes: For `detach` of a namespace.
         status: Gives the document of `GET /v1/status`.
         events: Gives that of `GET /v1/events`, from a number on.
+        why: Gives that of `POST /v1/why`.
     """
 
     def __init__(
@@ -65,13 +68,16 @@ class Api:
         local: Callable[[], Mapping[str, LocalEndpoint]],
         sandboxes: Sandboxes,
         status: Callable[[], Awaitable[Document]],
+        *,
         events: Callable[[int], list[Document]],
+        why: Callable[[WhySpec], Awaitable[Document]],
     ) -> None:
         self._service = service
         self._local = local
         self._sandboxes = sandboxes
         self._status = status
         self._events = events
+        self._why = why
 
     def application(self) -> web.Application:
         """Makes the application that serves all paths."""
@@ -82,6 +88,7 @@ class Api:
             [
                 web.get("/v1/status", self._show_status),
                 web.get("/v1/events", self._list_events),
+                web.post("/v1/why", self._explain),
                 web.get("/v1/hosts", self._list_hosts),
                 web.get("/v1/networks", self._list_networks),
                 web.post("/v1/networks", self._create_network),
@@ -111,6 +118,10 @@ class Api:
 
     async def _list_events(self, request: web.Request) -> web.Response:
         return _answer(self._events(_number(_query(request, "after"), "after")))
+
+    async def _explain(self, request: web.Request) -> web.Response:
+        _query(request)
+        return _answer(await self._why(parse_why_request(await _body(request))))
 
     async def _list_hosts(self, request: web.Request) -> web.Response:
         _query(request)

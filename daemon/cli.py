@@ -37,6 +37,7 @@ from pyvxlan.daemon.cli_options import (
 )
 from pyvxlan.daemon.cli_store import store
 from pyvxlan.daemon.cli_top import top
+from pyvxlan.daemon.cli_why import why
 
 COMMAND_ARGS = {"allow_interspersed_args": False}
 
@@ -377,7 +378,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
 
 
-for _command in (debug, docker, doctor, events, store, top):
+for _command in (debug, docker, doctor, events, store, top, why):
     cli.add_command(_command)
 
 

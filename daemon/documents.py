@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from pyvxlan.daemon.config import suggestion
 from pyvxlan.daemon.errors import InvalidError
 from pyvxlan.daemon.model import Endpoint, Host, LocalEndpoint, Network, Subnet, format_mac
-from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
+from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec, WhySpec
 
 Document: TypeAlias = dict[str, Any]
 
@@ -113,6 +113,15 @@ def parse_attach_request(body: object) -> AttachSpec:
     return AttachSpec(endpoint=EndpointSpec(**values), **attachment)
 
 
+def parse_why_request(body: object) -> WhySpec:
+    """Reads the body of a question why.
+
+    Raises:
+        InvalidError: A field is unknown, missing or of the wrong type.
+    """
+    return WhySpec(**_parse(body, _kinds(WhySpec), required=("a", "b")))
+
+
 def parse_empty_request(body: object) -> None:
     """Reads the body of a request that has no fields.
 
@@ -141,7 +150,7 @@ def _sandbox_document(local: LocalEndpoint) -> Document:
     }
 
 
-def _kinds(spec: type[NetworkSpec] | type[EndpointSpec]) -> dict[str, str]:
+def _kinds(spec: type[NetworkSpec | EndpointSpec | WhySpec]) -> dict[str, str]:
     """The fields of a spec with their annotations, which are text in its module."""
     return {field.name: str(field.type) for field in fields(spec)}
 

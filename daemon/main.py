@@ -64,6 +64,7 @@ from pyvxlan.daemon.status import Status
 from pyvxlan.daemon.timings import Timings
 from pyvxlan.daemon.upkeep.check import warn
 from pyvxlan.daemon.upstream import Upstream
+from pyvxlan.daemon.why import EXPLAIN, TRACE, Explainer, Tracer, Why
 from pyvxlan.daemon.witness import Witness
 
 log = logging.getLogger(__name__)
@@ -364,6 +365,19 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         pages = metrics.Metrics(status.reading, timings, __version__).application()
         await stack.enter_async_context(metrics.serving(pages, scraped, tls))
     peers = peering.Peering(lambda: state.hosts, host, identity)
+    why = Why(service=service, state=state, local=local, sandboxes=net, peering=peers)
+    here = Explainer(
+        settings=settings,
+        host=host,
+        state=state,
+        local=local,
+        net=net,
+        dataplane=dataplane,
+        progress=reconciler,
+    )
+    tracer = Tracer(state=state, local=local, net=net, dataplane=dataplane)
+    peers.answer(EXPLAIN, here.explain)
+    peers.answer_stream(TRACE, tracer.answer)
     if asked:
         await stack.enter_async_context(peers.serving(asked))
     look = asyncio.create_task(_look_at_store(store, state), name="look at the store")
@@ -373,7 +387,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         lambda: local.endpoints,
         net,
         partial(status.document, __version__),
-        status.events,
+        events=status.events,
+        why=why.ask,
     )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background

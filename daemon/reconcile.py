@@ -132,6 +132,10 @@ class Reconciler:
         """The local endpoints whose sandbox lives, as far as is known; without Docker's."""
         return tuple(here for here in self._own().values() if here.id not in self._sandboxes.lost)
 
+    def wanted(self, network_id: str) -> WantedNetwork | None:
+        """What this host shall have of a network, as the last round had it; None for nothing."""
+        return self._wanted.get(network_id)
+
     def problems(self) -> tuple[str, ...]:
         """What could not be done in the last round, for people."""
         return tuple(str(failure.error) for failure in self._failures.values())

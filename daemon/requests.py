@@ -73,6 +73,18 @@ class AttachSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class WhySpec:
+    """A question: does `a` reach `b`? Each is a name, an address, an id or a namespace.
+
+    `network` says which to go by if they share several; empty for the first.
+    """
+
+    a: str
+    b: str
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkWish:
     """A `NetworkSpec` whose every value was checked; None and empty mean: to be chosen."""
 

@@ -5,6 +5,7 @@ again.
 """
 
 from pyvxlan.daemon.net.net import HostRecords, Net
+from pyvxlan.daemon.net.survey import Inside, Survey
 from pyvxlan.daemon.net.values import (
     BRIDGE,
     GATEWAY_BRIDGE,
@@ -33,11 +34,13 @@ __all__ = [
     "Attachment",
     "Gateway",
     "HostRecords",
+    "Inside",
     "Link",
     "Net",
     "Observed",
     "Overlay",
     "Route",
+    "Survey",
     "Veth",
     "Vxlan",
     "VxlanState",

@@ -23,9 +23,20 @@ from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError, NotFoundError
 from pyvxlan.daemon.model import Address, Cidr, Interface, Sandbox
 from pyvxlan.daemon.net import gateway as gateway_bridge
-from pyvxlan.daemon.net import host, links, namespaces, nftables, overlay, sysctl, veth, vxlan
+from pyvxlan.daemon.net import (
+    host,
+    links,
+    namespaces,
+    nftables,
+    overlay,
+    survey,
+    sysctl,
+    veth,
+    vxlan,
+)
 from pyvxlan.daemon.net.links import KernelLink
 from pyvxlan.daemon.net.sandbox import SandboxFiles, open_dns_sockets
+from pyvxlan.daemon.net.survey import Survey
 from pyvxlan.daemon.net.values import (
     BRIDGE,
     GATEWAY_BRIDGE,
@@ -143,6 +154,17 @@ class Net:
     async def detect_advertise(self, text: str | None) -> Address:
         """Finds the underlay address; `text` is an address, an interface, or None."""
         return host.advertised(await self._host(), text)
+
+    async def survey(
+        self, netns: str, outer_name: str, sandbox: Sandbox, toward: Address
+    ) -> Survey:
+        """Reads an endpoint's way to its bridge, and its sandbox's way to an address."""
+        what = f"read the way of {outer_name}"
+        return await self._run(what, self._survey, netns, outer_name, sandbox, toward)
+
+    async def within(self, place: Sandbox | str, job: Callable[[], T]) -> T:
+        """Does a short job in a sandbox, or an overlay's namespace, or ("") the host's own."""
+        return await self._run("enter a namespace", self._within, place, job)
 
     # What is changed
 
@@ -350,6 +372,28 @@ class Net:
                 end = outer.get(pair.netns, {}).get(pair.outer_name)
                 if inner is not None and veth.is_pair(end, inner):
                     yield pair.outer_name, _with_loopback(pair.inner_name, found)
+
+    def _survey(self, netns: str, outer_name: str, sandbox: Sandbox, toward: Address) -> Survey:
+        try:
+            with self._opened(netns) as outer:
+                found, end = survey.read_overlay(outer, outer_name)
+        except FileNotFoundError:
+            return Survey(None)
+        try:
+            with self._sandboxes.opened(sandbox) as opened:
+                return Survey(found, survey.read_inside(opened, end, toward))
+        except NotFoundError:
+            return Survey(found)
+
+    def _within(self, place: Sandbox | str, job: Callable[[], T]) -> T:
+        with contextlib.ExitStack() as stack:
+            where = self._home
+            if isinstance(place, Sandbox):
+                where = stack.enter_context(self._sandboxes.opened(place))
+            elif place:
+                where = stack.enter_context(self._opened(place))
+            stack.enter_context(namespaces.inside(where))
+            return job()
 
     def _netns_files(self) -> list[Path]:
         try:

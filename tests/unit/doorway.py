@@ -17,6 +17,7 @@ from pyvxlan.daemon import api
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.memory import MemoryDataplane
+from pyvxlan.daemon.requests import WhySpec
 from pyvxlan.daemon.status import Status
 from tests.unit.cluster import Cluster, Node
 
@@ -76,6 +77,10 @@ class Doorway:
         self._thread.join()
         self._loop.close()
 
+    async def why(self, spec: WhySpec) -> dict[str, Any]:
+        """Answers a question with itself."""
+        return {"asked": [spec.a, spec.b, spec.network]}
+
     async def _serve(self, started: threading.Event) -> None:
         self._stop = asyncio.Event()
         cluster = Cluster(self.run_dir / "hosts")
@@ -98,7 +103,8 @@ class Doorway:
             lambda: node.local.endpoints,
             node.net,
             partial(self.status.document, "9.9.9"),
-            self.status.events,
+            events=self.status.events,
+            why=self.why,
         )
         async with api.serving(handlers.application(), self.settings.api_socket):
             started.set()

@@ -1,0 +1,244 @@
+"""Sends marked frames from a container, and sees where they pass on this host: `trace`.
+
+The frames are echo requests that the container's own kernel sends, so its routes, its rules and its
+neighbour entries are on the way, and the other container's kernel answers. Each host watches the
+stops of its own endpoint; whoever asks puts the two together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import Any
+
+from pyvxlan.daemon.dataplane import Dataplane
+from pyvxlan.daemon.errors import DaemonError, InvalidError, NotFoundError
+from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.model import LocalEndpoint, Network, Sandbox, format_mac, host_ifname
+from pyvxlan.daemon.net import PORT, watching
+from pyvxlan.daemon.state import State
+from pyvxlan.daemon.why import facts
+from pyvxlan.daemon.why.explain import Kernel, Pair
+from pyvxlan.daemon.why.facts import Seen, Traced
+
+PAUSE_S = 0.2
+"""Between two requests."""
+REQUESTS = 3
+"""Of each size, unless one is answered before."""
+PATIENCE_S = 1.0
+"""How long the last of them may take there and back, if nothing is known to be wrong."""
+HASTE_S = 0.3
+"""The same if something is."""
+COUNTERS_S = 1.0
+"""How long the forwarder may take for its counters, which are a hint and no more."""
+LONGEST_S = 30.0
+"""A trace that nobody ends, ends by itself."""
+
+
+class Tracer:
+    """Answers `trace` on this host.
+
+    Args:
+        state: For the networks.
+        local: What is attached here.
+        net: The kernel.
+        dataplane: Counts what is dropped.
+    """
+
+    def __init__(
+        self, *, state: State, local: LocalRecords, net: Kernel, dataplane: Dataplane
+    ) -> None:
+        self._state = state
+        self._local = local
+        self._net = net
+        self._dataplane = dataplane
+
+    async def answer(
+        self, arguments: Mapping[str, Any], stop: asyncio.Event
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Says that it watches; then, once it has sent or `stop` is set, what it has seen."""
+        pair = Pair.parse(arguments)
+        mark, send = _mark(arguments), arguments.get("send") is True
+        here, network, netns = self._place(pair)
+        name = await self._inner_name(pair, here, netns) or here.ifname
+        before = await self._drops(network.vni)
+        with _Watch(mark) as watch:
+            await self._watch(watch, here, netns, name)
+            yield {"ready": True}
+            problem = ""
+            async with asyncio.timeout(LONGEST_S):
+                if send:
+                    patience_s = HASTE_S if arguments.get("haste") is True else PATIENCE_S
+                    problem = await self._send(pair, here.sandbox, network, watch, patience_s)
+                else:
+                    await stop.wait()
+            watch.read()
+            after = await self._drops(network.vni) if before is not None else None
+            yield facts.emit(
+                Traced(
+                    seen=tuple(sorted(watch.seen, key=str)),
+                    watched=tuple(watch.sockets),
+                    drops=dict(after - before) if after and before is not None else {},
+                    problem=problem,
+                    neighbour=await self._neighbour(pair, here, netns),
+                    path_mtu=await self._path_mtu(pair, here.sandbox) if send else 0,
+                )
+            )
+
+    def _place(self, pair: Pair) -> tuple[LocalEndpoint, Network, str]:
+        here = self._local.endpoints.get(pair.own.id)
+        network_id = pair.own.network_id
+        network = self._state.networks.get(network_id) or self._local.networks.get(network_id)
+        netns = self._local.netns_names.get(network_id)
+        if here is None or network is None or netns is None:
+            raise NotFoundError(f"endpoint {pair.own.id[:12]} is not attached here")
+        return here, network, netns
+
+    async def _watch(self, watch: _Watch, here: LocalEndpoint, netns: str, name: str) -> None:
+        """Opens watchers wherever there is something to watch."""
+        link = watching.watch_link
+        places: tuple[tuple[str, Sandbox | str, Callable[[], socket.socket]], ...] = (
+            (facts.ETH, here.sandbox, partial(link, name, watch.mark)),
+            (facts.VETH, netns, partial(link, host_ifname(here.id), watch.mark)),
+            (facts.PORT, netns, partial(link, PORT, watch.mark)),
+            (facts.UNDERLAY, "", partial(watching.watch_tunnels, watch.mark)),
+        )
+        for stop, place, job in places:
+            with contextlib.suppress(DaemonError):  # What is missing there, the facts tell.
+                watch.add(stop, await self._net.within(place, job))
+
+    async def _send(
+        self, pair: Pair, sandbox: Sandbox, network: Network, watch: _Watch, patience_s: float
+    ) -> str:
+        """Sends small requests, and full ones once one was answered; says why it could not."""
+        try:
+            echo = await self._net.within(sandbox, partial(watching.open_echo, pair.toward))
+        except DaemonError as error:
+            return str(error)
+        version, full = pair.toward.version, watching.FIRST_FULL
+        with echo:
+            for size, first, size_bytes in (
+                (facts.SMALL, 1, 0),
+                (facts.FULL, full, network.mtu_bytes),
+            ):
+                problem = await self._request(
+                    echo,
+                    [
+                        watching.request(version, watch.mark, first + number, size_bytes)
+                        for number in range(REQUESTS)
+                    ],
+                    watch.reply(size),
+                    patience_s,
+                )
+                if problem or not watch.reply(size).is_set():
+                    return problem if size == facts.SMALL else ""
+        return ""
+
+    async def _request(
+        self,
+        echo: socket.socket,
+        requests: list[bytes],
+        answered: asyncio.Event,
+        patience_s: float,
+    ) -> str:
+        """Sends until it is answered, and waits for that; says why the kernel refused to send."""
+        problem = ""
+        for request in requests:
+            try:
+                echo.send(request)
+                problem = ""
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    return ""  # What the kernel takes for the path's MTU, is told.
+                problem = os.strerror(error.errno or 0)
+            last = request is requests[-1]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s if last and not problem else PAUSE_S):
+                    await answered.wait()
+                    return ""
+        return problem
+
+    async def _drops(self, vni: int) -> Counter[str] | None:
+        """Drops of a network and of the underlay by reason; None if the forwarder is silent."""
+        try:
+            async with asyncio.timeout(COUNTERS_S):
+                stats: Mapping[str, Any] = await self._dataplane.stats()
+        except (DaemonError, TimeoutError):
+            return None
+        network = dict(stats["networks"]).get(vni, {})
+        drops = Counter(stats["underlay"].get("drops", {}))
+        for direction in ("egress_drops", "ingress_drops"):
+            drops.update(network.get(direction, {}))
+        return drops
+
+    async def _inner_name(self, pair: Pair, here: LocalEndpoint, netns: str) -> str:
+        survey = await self._net.survey(netns, host_ifname(here.id), here.sandbox, pair.toward)
+        return survey.inside.name if survey.inside else ""
+
+    async def _neighbour(self, pair: Pair, here: LocalEndpoint, netns: str) -> str:
+        survey = await self._net.survey(netns, host_ifname(here.id), here.sandbox, pair.toward)
+        found = survey.inside.neighbour if survey.inside else None
+        if found is None:
+            return ""
+        return format_mac(found) if found else facts.UNANSWERED
+
+    async def _path_mtu(self, pair: Pair, sandbox: Sandbox) -> int:
+        with contextlib.suppress(DaemonError):
+            return await self._net.within(sandbox, partial(watching.path_mtu, pair.toward))
+        return 0
+
+
+class _Watch:
+    """Watchers at the stops of one endpoint, until the end of a `with`."""
+
+    def __init__(self, mark: bytes) -> None:
+        self.mark = mark
+        self.seen: set[Seen] = set()
+        self.sockets: dict[str, socket.socket] = {}
+        self._replies: dict[str, asyncio.Event] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for watcher in self.sockets.values():
+            self._loop.remove_reader(watcher)
+            watcher.close()
+
+    def add(self, stop: str, watcher: socket.socket) -> None:
+        """Watches a stop from now on."""
+        self.sockets[stop] = watcher
+        self._loop.add_reader(watcher, self._read, stop)
+
+    def reply(self, size: str) -> asyncio.Event:
+        """Set once a reply of that size is back in the container."""
+        return self._replies.setdefault(size, asyncio.Event())
+
+    def read(self) -> None:
+        """Takes what has come in so far."""
+        for stop in self.sockets:
+            self._read(stop)
+
+    def _read(self, stop: str) -> None:
+        for echo in watching.read_echoes(self.sockets[stop], self.mark):
+            size = facts.FULL if echo.full else facts.SMALL
+            self.seen.add(Seen(stop, echo.kind, size))
+            if stop == facts.ETH and echo.kind == facts.REPLY:
+                self.reply(size).set()
+
+
+def _mark(arguments: Mapping[str, Any]) -> bytes:
+    try:
+        mark = bytes.fromhex(arguments["mark"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidError("the question has no mark") from error
+    if len(mark) != watching.MARK_BYTES:
+        raise InvalidError(f"a mark has {watching.MARK_BYTES} bytes, not {len(mark)}")
+    return mark
