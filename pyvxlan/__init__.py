@@ -12,6 +12,13 @@ TYPE_CHECKING = False  # as in `typing`, which takes longer to import than all t
 if TYPE_CHECKING:
     from pyvxlan._dataplane import DEFAULT_PORT
     from pyvxlan.addresses import VNI_MAX, Address, AddressLike, MacLike, format_mac, parse_mac
+    from pyvxlan.capture import (
+        CapturedFrame,
+        CaptureMessage,
+        DroppedFrame,
+        capture_sockets,
+        parse_capture,
+    )
     from pyvxlan.codec import (
         Datagram,
         decap,
@@ -84,8 +91,11 @@ __all__ = [
     "Address",
     "AddressLike",
     "ArpPacket",
+    "CaptureMessage",
+    "CapturedFrame",
     "Datagram",
     "Drop",
+    "DroppedFrame",
     "EgressDecision",
     "Engine",
     "EthernetHeader",
@@ -113,6 +123,7 @@ __all__ = [
     "VxlanHeader",
     "VxlanPayload",
     "__version__",
+    "capture_sockets",
     "decap",
     "decap_batch",
     "decap_datagram",
@@ -124,6 +135,7 @@ __all__ = [
     "open_tap",
     "open_underlay",
     "parse",
+    "parse_capture",
     "parse_datagram",
     "parse_frame",
     "parse_mac",
@@ -133,7 +145,7 @@ __all__ = [
 ]
 
 
-_HOMES = ("addresses", "codec", "engine", "errors", "headers", "table", "_dataplane")
+_HOMES = ("addresses", "capture", "codec", "engine", "errors", "headers", "table", "_dataplane")
 
 
 def __getattr__(name: str) -> object:

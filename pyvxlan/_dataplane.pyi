@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 __all__ = [
     "DEFAULT_PORT",
     "HEADER_LEN",
+    "MAX_SNAP_BYTES",
     "Engine",
     "ForwardingTable",
     "Stats",
@@ -28,6 +29,7 @@ __all__ = [
     "open_tap",
     "open_underlay",
     "parse_arp",
+    "parse_capture",
     "parse_ethernet",
     "parse_ipv4",
     "parse_ipv6",
@@ -97,6 +99,9 @@ HEADER_LEN: Final[int]
 
 DEFAULT_PORT: Final[int]
 """IANA's UDP port of VXLAN: 4789."""
+
+MAX_SNAP_BYTES: Final[int]
+"""Most bytes that a capture keeps of a frame: 65600, a super-frame with its headers."""
 
 def open_tap(netns_fd: int, name: str, queues: int, mtu: int) -> list[int]:
     """Opens `queues` queues of the TAP `name` in a namespace, creating it if it is missing.
@@ -277,6 +282,36 @@ class Engine:
     def stats(self) -> Stats:
         """Reads all counters."""
 
+    def begin_capture(
+        self,
+        vni: int,
+        socket: int,
+        *,
+        mac: bytes | None = None,
+        snap_bytes: int = 65600,
+        drops_only: bool = False,
+    ) -> int:
+        """Sends records of the frames of `vni` to the peer of a socket, and gives its number.
+
+        Takes ownership of `socket`, a SOCK_SEQPACKET one; each message is one for `parse_capture`.
+        What the peer does not take at once is lost. Ends when the peer has gone. `vni` need not be
+        attached. With `mac`, only frames from and to it, and broadcast and multicast from other
+        hosts; with `drops_only`, only those that are dropped.
+
+        Raises:
+            ValueError: A value is out of range, or 16 captures run.
+        """
+
+    def end_capture(self, number: int, /) -> None:
+        """Ends a capture and closes its socket. One that has ended is no error."""
+
+    def recent_drops(self) -> list[tuple[int, int, str, str, int | None, str, int, bytes]]:
+        """The last dropped frames, the oldest first; of each reason and worker the last 16.
+
+        Time in nanoseconds of Unix time, how many in a row were alike, direction, reason, VNI if
+        known, VTEP or "", bytes of the frame, its headers (no payload; at most 128 bytes).
+        """
+
     def events(self) -> list[tuple[str, ...]]:
         """Takes what happened since the last call and makes `event_fd` quiet.
 
@@ -412,6 +447,15 @@ def parse_ipv6(packet: Buffer) -> tuple[str, str, int, int, int, int, int, int, 
 
     Source, destination, upper-layer protocol, hop limit, traffic class, flow label, payload
     length, offset of the upper layer in bytes, whether it is a fragment.
+    """
+
+def parse_capture(
+    message: Buffer,
+) -> tuple[int, int, list[tuple[int, str, str, str, int, str, int, int, bytes]]]:
+    """A message of a capture: the worker, how many records it has lost so far, and its records.
+
+    Each: time in nanoseconds of Unix time, direction, verdict, reason of a drop or "", copies sent,
+    VTEP or "", how many frames on the wire it stands for, bytes of the frame, the bytes kept.
     """
 
 def parse_udp(segment: Buffer) -> tuple[int, int, int, int]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 from pyvxlan import _dataplane
 from pyvxlan._dataplane import DEFAULT_PORT
 from pyvxlan.addresses import Address, AddressLike, MacLike, address_text, parse_address, parse_mac
+from pyvxlan.capture import DroppedFrame, dropped_frame
 from pyvxlan.table import Ip, Mac, TableDump, fdb_entries, neighbour_entries, table_dump
 
 if TYPE_CHECKING:
@@ -314,6 +315,49 @@ class Engine:
             {vni: NetworkStats(**counters) for vni, counters in raw.networks()},
             {parse_address(vtep): VtepStats(**counters) for vtep, counters in raw.vteps()},
         )
+
+    def begin_capture(
+        self,
+        vni: int,
+        socket: int,
+        *,
+        mac: MacLike | None = None,
+        snap_bytes: int = _dataplane.MAX_SNAP_BYTES,
+        drops_only: bool = False,
+    ) -> int:
+        """Sends what becomes of frames from now on to the peer of `socket`, for `parse_capture`.
+
+        Takes ownership of `socket`, also when it raises; see `capture_sockets`. What its peer does
+        not take at once is lost, and counted: forwarding never waits. Ends when the peer is closed.
+
+        Args:
+            vni: Of the frames. It need not be attached yet.
+            socket: A descriptor, SOCK_SEQPACKET.
+            mac: Only frames from and to it, and broadcast and multicast from other hosts.
+            snap_bytes: How much is kept of each frame, 14 to 65600.
+            drops_only: Whether only frames that are dropped are of interest.
+
+        Returns:
+            The capture's number, for `end_capture`.
+
+        Raises:
+            ValueError: A value is out of range, or 16 captures run.
+        """
+        return self._engine.begin_capture(
+            vni,
+            socket,
+            mac=None if mac is None else parse_mac(mac),
+            snap_bytes=snap_bytes,
+            drops_only=drops_only,
+        )
+
+    def end_capture(self, number: int) -> None:
+        """Ends a capture and closes its socket. One that has ended is no error."""
+        self._engine.end_capture(number)
+
+    def recent_drops(self) -> list[DroppedFrame]:
+        """Gives the last dropped frames, the oldest first: of each reason and worker up to 16."""
+        return [dropped_frame(drop) for drop in self._engine.recent_drops()]
 
     def events(self) -> list[Event]:
         """Takes what happened since the last call; does not wait."""

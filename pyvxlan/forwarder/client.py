@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeAlias
 
+from pyvxlan.capture import DroppedFrame, dropped_frame
 from pyvxlan.errors import ForwarderLostError, ForwarderRefusedError
 from pyvxlan.forwarder.channel import Channel, close_descriptors
 from pyvxlan.forwarder.protocol import (
     Attachment,
+    CaptureRequest,
     Event,
     Hello,
     Message,
@@ -240,6 +242,18 @@ class ForwarderClient:
             vteps=vteps,
         )
 
+    async def capture(self, request: CaptureRequest, sock: int) -> None:
+        """Begins a capture, whose messages go to the peer of `sock` (`capture_sockets`).
+
+        It ends when that peer is closed, by whatever: there is no other way, and none is needed.
+        """
+        await self._ask("capture", *request.to_wire(), descriptors=(sock,))
+
+    async def recent_drops(self) -> list[DroppedFrame]:
+        """Gives the last dropped frames, the oldest first. Refused (`state`) before `configure`."""
+        answer = expect(await self._ask("drops"), list, "drops")
+        return [_dropped(item) for item in answer]
+
     async def netns(self, vni: int) -> int:
         """Gives a new descriptor of the namespace that came with `attach`."""
         netns, *others = await self._ask_descriptors("netns", vni, at_least=1)
@@ -357,6 +371,27 @@ class ForwarderClient:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(ForwarderLostError(str(self._lost)))
+
+
+def _dropped(value: object) -> DroppedFrame:
+    """Reads a dropped frame from the wire, or raises ProtocolError."""
+    time_ns, count, direction, reason, vni, vtep, frame_bytes, headers = expect_list(
+        value, 8, "dropped frame"
+    )
+    fields = (
+        expect(time_ns, int, "time_ns"),
+        expect(count, int, "count"),
+        expect(direction, str, "direction"),
+        expect(reason, str, "reason"),
+        None if vni is None else expect(vni, int, "vni"),
+        expect(vtep, str, "vtep"),
+        expect(frame_bytes, int, "frame_bytes"),
+        expect(headers, bytes, "headers"),
+    )
+    try:
+        return dropped_frame(fields)
+    except ValueError as error:
+        raise ProtocolError(f"dropped frame: {error}") from error
 
 
 def _counters(value: object) -> Counters:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, ip_address
 from typing import Any, Protocol
 
+from pyvxlan.forwarder.captures import Captures, Capturing
 from pyvxlan.forwarder.channel import close_descriptors
 from pyvxlan.forwarder.protocol import (
     PROTOCOL_VERSION,
     Attachment,
+    CaptureRequest,
     Event,
     Hello,
     Message,
@@ -57,7 +59,7 @@ class Counters(Protocol):
         """Counters of each VTEP, by address."""
 
 
-class Engine(Protocol):
+class Engine(Capturing, Protocol):
     """What the server asks of `pyvxlan._dataplane.Engine`; see there for each method."""
 
     @property
@@ -91,6 +93,9 @@ class Engine(Protocol):
 
     def stats(self) -> Counters:
         """Reads all counters."""
+
+    def recent_drops(self) -> Sequence[tuple[Any, ...]]:
+        """The last dropped frames."""
 
     def events(self) -> Sequence[tuple[str, ...]]:
         """Takes what happened since the last call."""
@@ -153,6 +158,7 @@ class Methods:
         self._engine: Engine | None = None
         self._underlay: tuple[int, ...] = ()
         self._ports: dict[int, _Port] = {}
+        self._captures = Captures()
         self._methods: dict[str, _Method] = {
             "hello": self._hello,
             "configure": self._configure,
@@ -164,6 +170,8 @@ class Methods:
             "stats": self._stats,
             "netns": self._netns,
             "descriptors": self._descriptors,
+            "capture": self._capture,
+            "drops": self._drops,
             "shutdown": self._shutdown,
         }
 
@@ -198,6 +206,7 @@ class Methods:
         """Ends the engine and closes every descriptor kept."""
         if self._engine is not None:
             asyncio.get_running_loop().remove_reader(self._engine.event_fd)
+            self._captures.close()
             self._engine.close()
             self._engine = None
         for port in self._ports.values():
@@ -340,6 +349,22 @@ class Methods:
             return None, self._underlay
         port = self._attached(expect(vni, int, "vni"))
         return None, (*port.queues, port.netns)
+
+    def _capture(
+        self, arguments: list[object], descriptors: list[int]
+    ) -> tuple[object, Sequence[int]]:
+        """Begins a capture. It lives as long as the other end of the socket that came with it."""
+        request = CaptureRequest.from_wire(arguments)
+        engine = self._running()
+        if len(descriptors) != 1:
+            raise ValueError(f"{len(descriptors)} descriptors for a capture: one socket is needed")
+        self._captures.begin(engine, request, descriptors[0])
+        descriptors.clear()
+        return None, ()
+
+    def _drops(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
+        expect_list(arguments, 0, "arguments of drops")
+        return [list(drop) for drop in self._running().recent_drops()], ()
 
     def _shutdown(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
         expect_list(arguments, 0, "arguments of shutdown")

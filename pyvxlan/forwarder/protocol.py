@@ -23,7 +23,7 @@ import msgpack
 
 from pyvxlan.errors import PyvxlanError
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """Bound of one message; some two million FDB entries."""
 MAX_DESCRIPTORS: Final = 253
@@ -322,6 +322,31 @@ class NetworkState:
             neighbours=expect_map(neighbours, str, bytes, "neighbours"),
             flood=tuple(expect_items(flood, str, "flood")),
             port_alive=expect(port_alive, bool, "port_alive"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """Which frames a capture is of; see `pyvxlan.Engine.begin_capture`."""
+
+    vni: int
+    mac: bytes | None = None
+    snap_bytes: int = 65_600
+    drops_only: bool = False
+
+    def to_wire(self) -> list[object]:
+        """Gives the fields in order."""
+        return [self.vni, self.mac, self.snap_bytes, self.drops_only]
+
+    @classmethod
+    def from_wire(cls, value: object) -> CaptureRequest:
+        """Reads what `to_wire` gave, or raises ProtocolError."""
+        vni, mac, snap_bytes, drops_only = expect_list(value, 4, "capture")
+        return cls(
+            vni=expect(vni, int, "vni"),
+            mac=None if mac is None else expect(mac, bytes, "mac"),
+            snap_bytes=expect(snap_bytes, int, "snap_bytes"),
+            drops_only=expect(drops_only, bool, "drops_only"),
         )
 
 

@@ -4,9 +4,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-use vxlan_dataplane::engine::{Lane, Network, NetworkConfig, Round};
+use vxlan_dataplane::capture;
+use vxlan_dataplane::engine::{Capture, CaptureConfig, Lane, Network, NetworkConfig, Round};
 use vxlan_dataplane::io::{FrameBatch, Memory, Message, Piece, Port, Received, Underlay};
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::virtio::VnetHdr;
@@ -174,6 +177,49 @@ fn forwarding_allocates_nothing_once_it_runs() -> Result<(), Box<dyn std::error:
     assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
     let stats = network.stats();
     assert_eq!(stats.egress_drops.total() + stats.ingress_drops.total(), 0);
+    Ok(())
+}
+
+/// Frames of all kinds, and one that is dropped; the capture's reader reads nothing.
+#[test]
+fn capturing_and_remembering_drops_allocates_nothing() -> Result<(), Box<dyn std::error::Error>> {
+    let vni = Vni::new(7)?;
+    let config = NetworkConfig {
+        vni,
+        mtu_bytes: 1450,
+        multicast: true,
+        flood_rate: 10_000,
+    };
+    let network = Arc::new(Network::new(config, 1)?);
+    network.publish(Tables::new(vni, true).with_changes(&[(MAC_B, PEER)], &[])?);
+    let mut frames = frames();
+    let mut unknown = frames[frames.len() - 1].clone();
+    unknown[VnetHdr::NONE.emit().len()] ^= 4;
+    frames.push(unknown);
+    let runs = runs(vni);
+    let port = Source { frames: &frames };
+    let mut lane = Lane::new(0, Wire { runs: &runs }, 4789);
+    let token = lane.attach(&network, vec![port], port)[0];
+    let (_reader, writer) = UnixDatagram::pair()?;
+    let capture = CaptureConfig {
+        vni,
+        mac: None,
+        snap_bytes: capture::MAX_KEPT,
+        drops_only: false,
+    };
+    lane.begin_capture(Capture::new(0, 0, capture, Arc::new(OwnedFd::from(writer))));
+    let mut round = || {
+        assert_eq!(lane.egress_round(token, 1), Round::Moved);
+        assert_eq!(lane.ingress_round(|_| ()), Round::Moved);
+    };
+    round();
+    let before = ALLOCATIONS.with(Cell::get);
+    for _ in 0..10 {
+        round();
+    }
+    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
+    assert!(network.stats().egress_drops.total() > 10);
+    assert_eq!(lane.recent_drops().len(), 1);
     Ok(())
 }
 

@@ -5,8 +5,10 @@ use std::os::fd::RawFd;
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::PyBytes;
-use vxlan_dataplane::engine::{self, Event, NetworkConfig};
+use vxlan_dataplane::capture::MAX_KEPT;
+use vxlan_dataplane::engine::{self, CaptureConfig, Event, NetworkConfig};
 
+use crate::capture::{dropped, Dropped};
 use crate::convert::{self, AddressEntries, MacEntries, Number};
 use crate::errors::Result;
 use crate::stats::Stats;
@@ -114,6 +116,39 @@ impl Engine {
 
     fn stats(&self) -> Result<Stats> {
         Ok(Stats(self.0.stats()?))
+    }
+
+    #[pyo3(
+        signature = (vni, socket, *, mac=None, snap_bytes=Number::Small(65_600), drops_only=false),
+        text_signature = "($self, vni, socket, *, mac=None, snap_bytes=65600, drops_only=False)"
+    )]
+    fn begin_capture(
+        &self,
+        py: Python<'_>,
+        vni: Number,
+        socket: RawFd,
+        mac: Option<PyBackedBytes>,
+        snap_bytes: Number,
+        drops_only: bool,
+    ) -> Result<u64> {
+        let mut sockets = convert::descriptors(&[socket])?;
+        let config = CaptureConfig {
+            vni: vni.vni()?,
+            mac: mac.map(|mac| convert::mac(&mac)).transpose()?,
+            snap_bytes: snap_bytes.within("bytes kept of a frame", 14, MAX_KEPT)?,
+            drops_only,
+        };
+        let socket = sockets.remove(0);
+        Ok(py.detach(|| self.0.begin_capture(config, socket))?)
+    }
+
+    fn end_capture(&self, py: Python<'_>, number: u64) -> Result<()> {
+        Ok(py.detach(|| self.0.end_capture(number))?)
+    }
+
+    fn recent_drops<'py>(&self, py: Python<'py>) -> Result<Vec<Dropped<'py>>> {
+        let drops = py.detach(|| self.0.recent_drops())?;
+        Ok(drops.iter().map(|drop| dropped(py, drop)).collect())
     }
 
     fn events(&self) -> Vec<(&'static str, String)> {

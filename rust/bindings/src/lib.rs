@@ -7,6 +7,7 @@
 // Python sees the stub's documentation; `missing_docs` would ask for it a second time.
 #![allow(missing_docs)]
 
+mod capture;
 mod codec;
 mod convert;
 mod engine;
@@ -17,6 +18,8 @@ mod table;
 
 #[pyo3::pymodule]
 mod _dataplane {
+    #[pymodule_export]
+    use crate::capture::parse_capture;
     #[pymodule_export]
     use crate::codec::{
         decap, decap_batch, decap_datagram, encap, encap_batch, encap_datagram, flow_hash,
@@ -34,6 +37,8 @@ mod _dataplane {
 
     #[pymodule_export]
     const HEADER_LEN: usize = vxlan_dataplane::wire::vxlan::HEADER_LEN;
+    #[pymodule_export]
+    const MAX_SNAP_BYTES: u32 = vxlan_dataplane::capture::MAX_KEPT;
     #[pymodule_export]
     const DEFAULT_PORT: u16 = vxlan_dataplane::wire::vxlan::PORT;
 }

@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use vxlan_dataplane::capture;
 use vxlan_dataplane::egress::{self, Egress, ReplyBuffer};
 use vxlan_dataplane::ingress::{self, Ingress};
 use vxlan_dataplane::offload::{
@@ -14,7 +15,8 @@ use vxlan_dataplane::offload::{
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::virtio::{self, VnetHdr};
 use vxlan_dataplane::wire::{
-    arp, ethernet, flow_hash, icmpv6, ipv4, ipv6, source_port, tcp, udp, vxlan, MacAddr, Vni,
+    arp, ethernet, flow_hash, headers_len, icmpv6, ipv4, ipv6, source_port, tcp, udp, vxlan,
+    MacAddr, Vni,
 };
 
 /// A fuzz target.
@@ -30,6 +32,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("checksum", checksum),
     ("coalesce", coalesce),
     ("unfinished", unfinished_frame),
+    ("capture", capture_message),
 ];
 
 /// MAC address that the tables know.
@@ -40,6 +43,7 @@ const VTEP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2));
 /// leaves no choice.
 pub fn headers(frame: &[u8]) {
     let _ = source_port(flow_hash(frame));
+    assert!(headers_len(frame) <= frame.len());
     let mut out = [0; 64];
     if let Ok(header) = ethernet::Header::parse(frame) {
         let len = header.emit(&mut out).unwrap_or_default();
@@ -219,6 +223,20 @@ pub fn unfinished_frame(frame: &[u8]) {
     } else {
         assert_eq!(complete_checksum(&hdr, &mut frame.to_vec()), Ok(()));
     }
+}
+
+/// A message of a capture: what parses is emitted to the same bytes, but for those that are free.
+pub fn capture_message(message: &[u8]) {
+    let Ok((prefix, records)) = capture::parse(message) else {
+        return;
+    };
+    let mut emitted = prefix.emit().to_vec();
+    for record in &records {
+        emitted.extend(record.head.emit());
+        emitted.extend(record.bytes);
+    }
+    assert_eq!(emitted.len(), message.len());
+    assert_eq!(capture::parse(&emitted), Ok((prefix, records)));
 }
 
 /// Compares up to what GRO does not keep either: the identification of an IPv4 packet with DF (and

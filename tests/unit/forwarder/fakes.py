@@ -59,6 +59,8 @@ class FakeEngine:
         self.ports: dict[int, FakePort] = {}
         self.closed = False
         self.paused = True
+        self.captures: dict[int, tuple[int, Mapping[str, Any]]] = {}
+        """Socket, and what was asked for, by number."""
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._events: list[tuple[str, ...]] = []
         if not underlay:
@@ -105,6 +107,20 @@ class FakeEngine:
     def stats(self) -> FakeStats:
         return FakeStats(sorted(self.ports))
 
+    def begin_capture(self, vni: int, socket: int, **wish: Any) -> int:
+        if wish["snap_bytes"] < 14:
+            os.close(socket)
+            raise ValueError(f"{wish['snap_bytes']} bytes are too few")
+        number = len(self.captures)
+        self.captures[number] = (socket, {"vni": vni, **wish})
+        return number
+
+    def end_capture(self, number: int) -> None:
+        os.close(self.captures.pop(number)[0])
+
+    def recent_drops(self) -> Sequence[tuple[Any, ...]]:
+        return [(5, 2, "egress", "flood_rate", 42, "", 60, b"headers")]
+
     def happen(self, kind: str, subject: str) -> None:
         """Makes an event known."""
         self._events.append((kind, subject))
@@ -119,7 +135,7 @@ class FakeEngine:
         if self.closed:
             return
         self.closed = True
-        close_all([*self.underlay, self.event_fd])
+        close_all([*self.underlay, self.event_fd, *(end for end, _ in self.captures.values())])
         for port in self.ports.values():
             close_all(port.queues)
 

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 import msgpack
 import pytest
 
+from pyvxlan.capture import DroppedFrame, capture_sockets
 from pyvxlan.errors import ForwarderLostError, ForwarderRefusedError
 from pyvxlan.forwarder import methods
 from pyvxlan.forwarder.channel import Channel
 from pyvxlan.forwarder.client import ForwarderClient
 from pyvxlan.forwarder.protocol import (
     Attachment,
+    CaptureRequest,
     Event,
     Message,
     ProtocolError,
@@ -243,6 +245,44 @@ async def test_stats_are_the_engines(path):
         assert stats.networks[7]["egress_drops"] == {"truncated": 1}
         assert stats.idle_s == (0.5, 1.5)
         assert stats.vteps == {"198.18.0.2": {"sent_datagrams": 3}}
+
+
+async def test_a_capture_lives_as_long_as_its_reader(path):
+    wish = CaptureRequest(42, MAC, 99, drops_only=True)
+    async with rig(path) as served, await served.client() as client:
+        await configured(client)
+        before = open_descriptors()
+        with pytest.raises(ForwarderRefusedError, match="one socket is needed"):
+            await client._ask("capture", *wish.to_wire())
+        ours, theirs = capture_sockets()
+        with ours, theirs:
+            with pytest.raises(ForwarderRefusedError, match="too few"):
+                await client.capture(CaptureRequest(42, snap_bytes=9), theirs.fileno())
+            await client.capture(wish, theirs.fileno())
+            theirs.close()
+            ((end, asked),) = served.engine.captures.values()
+            assert asked == {"vni": 42, "mac": MAC, "snap_bytes": 99, "drops_only": True}
+            os.write(end, b"a message")
+            assert ours.recv(99) == b"a message"
+        await until(lambda: not served.engine.captures)
+        assert open_descriptors() == before
+
+
+async def test_the_end_of_the_forwarder_ends_its_captures(path):
+    ours, theirs = capture_sockets()
+    with ours:
+        async with rig(path) as served, await served.client() as client:
+            await configured(client)
+            with theirs:
+                await client.capture(CaptureRequest(42), theirs.fileno())
+        assert ours.recv(9) == b""
+
+
+async def test_the_last_drops_are_the_engines(path):
+    async with rig(path) as served, await served.client() as client:
+        await configured(client)
+        drop = DroppedFrame(5, 2, "egress", "flood_rate", 42, None, 60, b"headers")
+        assert await client.recent_drops() == [drop]
 
 
 async def test_handover_gives_a_successor_all_state_and_all_descriptors(path, tmp_path):

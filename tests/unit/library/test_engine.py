@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from ipaddress import ip_address
 
 import pytest
 
-from pyvxlan import Engine, TableDump, open_underlay, parse_mac
+from pyvxlan import Engine, TableDump, capture_sockets, open_underlay, parse_mac
 from tests.unit.library.frames import DESTINATION
 
 
@@ -97,3 +98,46 @@ async def test_waiting_for_events_can_be_given_up(engine):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await engine.wait_events()
+
+
+def test_capture_goes_to_its_reader_and_ends_with_its_number(engine):
+    ours, theirs = capture_sockets()
+    with ours:
+        number = engine.begin_capture(7, theirs.detach(), mac=DESTINATION, snap_bytes=64)
+        engine.end_capture(number)
+        engine.end_capture(number)
+        assert ours.recv(1) == b""
+
+
+def test_capture_that_cannot_be_is_refused_and_its_socket_closed(engine):
+    for bad in ({"snap_bytes": 13}, {"mac": b"12345"}):
+        ours, theirs = capture_sockets()
+        with ours:
+            with pytest.raises(ValueError, match=r"13|five|5 bytes"):
+                engine.begin_capture(7, theirs.fileno() if "mac" in bad else theirs.detach(), **bad)
+            theirs.close()
+            assert ours.recv(1) == b""
+
+
+def test_captures_have_a_limit(engine):
+    pairs = [capture_sockets() for _ in range(17)]
+    numbers = [engine.begin_capture(7, theirs.detach()) for _, theirs in pairs[:16]]
+    with pytest.raises(ValueError, match="16 captures run"):
+        engine.begin_capture(7, os.dup(pairs[16][1].fileno()))
+    engine.end_capture(numbers[3])
+    engine.begin_capture(7, pairs[16][1].detach())
+    for ours, _ in pairs:
+        ours.close()
+
+
+def test_datagram_of_no_network_is_among_the_last_drops(engine):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(bytes(20), ("127.0.0.1", 47891))
+    deadline = time.monotonic() + 10
+    while not (drops := engine.recent_drops()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    (drop,) = drops
+    assert (drop.reason, drop.vni, drop.headers) == ("vxlan_flags", None, b"")
+    assert (str(drop.vtep), drop.count) == ("127.0.0.1", 1)
+    assert abs(drop.time_ns / 1e9 - time.time()) < 60

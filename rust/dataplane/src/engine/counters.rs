@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use super::vteps::VtepBook;
+use super::watch::Watch;
 use crate::DropReason;
 
 /// A number that one thread adds to and others read. Adding needs no locked instruction.
@@ -60,11 +61,12 @@ pub(super) struct NetworkCounters {
     pub ingress_drops: DropCounters,
 }
 
-/// What one worker counts beside its networks.
+/// What one worker counts and notes beside its networks.
 #[derive(Debug)]
 pub(super) struct LaneCounters {
     pub sockets: Arc<UnderlayCounters>,
     pub vteps: VtepBook,
+    pub watch: Watch,
 }
 
 /// What one worker counts for its sockets.

@@ -1,11 +1,13 @@
 //! Container to wire: one batch of frames from a port becomes few system calls on the underlay.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 
 use super::counters::{LaneCounters, NetworkCounters};
+use super::droplog::Sight;
 use super::ingress::write_plain;
 use super::Network;
+use crate::capture::{Direction, Verdict};
 use crate::egress::{decide, Egress, ReplyBuffer};
 use crate::io::{Area, FrameBatch, Memory, Message, Piece, Port, Underlay};
 use crate::io::{MAX_MESSAGE_BYTES, MAX_SEGMENTS};
@@ -64,44 +66,82 @@ impl EgressPath {
         let counters = network.counters(worker);
         let tables = network.snapshot();
         let vni = network.config().vni;
+        let captured = lane.watch.is_capturing(vni);
+        if captured {
+            lane.watch.begin_batch();
+        }
         let mut wire = Wire {
             underlay,
+            vni,
             counters,
             lane,
         };
         for index in 0..batch.len() {
+            if captured {
+                let frames =
+                    inspect(batch, index).map_or(1, |(header, frame)| segments_of(&header, frame));
+                wire.lane.watch.expect(frames);
+            }
+            let mut destination = None;
             let outcome = match inspect(batch, index) {
                 Err(reason) => Err(reason),
                 Ok((header, frame)) => match decide(frame, &tables, reply) {
                     Egress::Unicast { vtep } => {
-                        out.push(batch, index, &header, vni, &[vtep], &mut wire)
+                        destination = Some(vtep);
+                        let copies = out.push(batch, index, &header, vni, &[vtep], &mut wire);
+                        copies.map(|_| Verdict::Forwarded)
                     }
                     Egress::Flood { vteps } if is_admitted(network, &header, frame, now_ns) => {
                         let copies = out.push(batch, index, &header, vni, vteps, &mut wire);
-                        copies.inspect(|&copies| counters.flood_frames.add(copies))
+                        copies.map(|copies| {
+                            counters.flood_frames.add(copies);
+                            Verdict::Flooded(vteps.len().try_into().unwrap_or(u16::MAX))
+                        })
                     }
                     Egress::Flood { .. } => Err(DropReason::FloodRate),
-                    Egress::Reply => write_plain(port, reply.frame())
-                        .inspect(|()| counters.replies.add(1))
-                        .map(|()| 0),
+                    Egress::Reply => write_plain(port, reply.frame()).map(|()| {
+                        counters.replies.add(1);
+                        if captured {
+                            wire.lane.watch.record_answer(vni, reply.frame());
+                        }
+                        Verdict::Answered
+                    }),
                     Egress::Drop(reason) => Err(reason),
                 },
             };
             if let Err(reason) = outcome {
                 counters.egress_drops.add(reason, 1);
+                wire.note_drop(reason, destination, frame_of(batch, index), 1);
+            }
+            if captured {
+                let verdict = outcome.unwrap_or_else(Verdict::Dropped);
+                wire.lane.watch.settle(index, verdict, destination);
             }
         }
         out.flush(batch, &mut wire);
+        if captured {
+            lane.watch.record_batch(vni, batch);
+        }
     }
 }
 
 /// Whether the flood limiter lets a frame pass; a super-frame is as many as it has segments.
 fn is_admitted(network: &Network, header: &VnetHdr, frame: &[u8], now_ns: u64) -> bool {
-    let frames = match Segments::new(header, frame) {
+    (0..segments_of(header, frame)).all(|_| network.limiter().admit(now_ns))
+}
+
+/// How many frames on the wire a frame stands for.
+fn segments_of(header: &VnetHdr, frame: &[u8]) -> usize {
+    match Segments::new(header, frame) {
         Ok(segments) if header.is_gso() => segments.remaining(),
         _ => 1,
-    };
-    (0..frames).all(|_| network.limiter().admit(now_ns))
+    }
+}
+
+/// What the port gave behind the header, whole or not.
+fn frame_of(batch: &FrameBatch, index: usize) -> &[u8] {
+    let slot = batch.slot(index);
+    slot.get(FrameBatch::FRAME_OFFSET..).unwrap_or_default()
 }
 
 /// Splits what the port gave into header and frame.
@@ -303,6 +343,7 @@ struct Load<'a> {
 /// The underlay, with the counters of what happens to it.
 struct Wire<'a, U> {
     underlay: &'a mut U,
+    vni: Vni,
     counters: &'a NetworkCounters,
     lane: &'a mut LaneCounters,
 }
@@ -335,6 +376,7 @@ impl<U: Underlay> Wire<'_, U> {
                     self.counters
                         .egress_drops
                         .add(reason, datagrams_of(dropped));
+                    self.note_unsent(load, dropped, reason);
                     dropped.len()
                 }
             };
@@ -371,6 +413,37 @@ impl<U: Underlay> Wire<'_, U> {
             *segmentation = false;
         }
         sent
+    }
+
+    /// Notes messages that the underlay did not take, and that their frames were dropped.
+    #[cold]
+    fn note_unsent(&mut self, load: &Load<'_>, messages: &[Message], reason: DropReason) {
+        for message in messages {
+            let vtep = message.destination.ip();
+            let first = message.first_piece as usize;
+            let pieces = &load.pieces[first..first + message.pieces as usize];
+            for piece in pieces.iter().filter(|piece| piece.area == Area::Frames) {
+                let index = FrameBatch::slot_at(piece.offset as usize);
+                let watch = &mut self.lane.watch;
+                watch.settle(index, Verdict::Dropped(reason), Some(vtep));
+            }
+            // All are of one flow's socket and, but for the last, of one size: the first tells.
+            if let Some(datagram) = pieces.first().map(|piece| load.memory.bytes(piece)) {
+                let frame = datagram.get(vxlan::HEADER_LEN..).unwrap_or_default();
+                self.note_drop(reason, Some(vtep), frame, message.segments.into());
+            }
+        }
+    }
+
+    fn note_drop(&mut self, reason: DropReason, vtep: Option<IpAddr>, frame: &[u8], frames: u64) {
+        let sight = Sight {
+            vni: Some(self.vni),
+            direction: Direction::Egress,
+            vtep,
+            frames,
+            parts: &[IoSlice::new(frame)],
+        };
+        self.lane.watch.dropped(reason, &sight);
     }
 
     fn count_sent(&mut self, messages: &[Message]) -> u64 {

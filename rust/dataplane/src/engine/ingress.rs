@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,8 +10,11 @@ use ahash::AHashMap;
 use arc_swap::Guard;
 
 use super::counters::{LaneCounters, NetworkCounters};
+use super::droplog::Sight;
 use super::lane::Writer;
+use super::watch::Watch;
 use super::Network;
+use crate::capture::{Direction, Verdict};
 use crate::ingress::{decide, Ingress};
 use crate::io::{Port, Underlay};
 use crate::offload::{datagram_super_frame, unfinished};
@@ -32,6 +36,12 @@ struct Place {
 }
 
 impl Place {
+    /// The VTEP that sent it.
+    fn source<U: Underlay>(self, underlay: &U) -> Option<IpAddr> {
+        let received = underlay.received(self.message as usize)?;
+        Some(received.source.to_canonical())
+    }
+
     /// The bytes of the frame in `range`.
     fn bytes<U: Underlay>(self, underlay: &U, range: Range<u32>) -> &[u8] {
         let payload = underlay
@@ -60,6 +70,7 @@ struct Current<'a, P> {
     writer: &'a Writer<P>,
     tables: Guard<Arc<Tables>>,
     counters: &'a NetworkCounters,
+    captured: bool,
 }
 
 impl IngressPath {
@@ -81,18 +92,23 @@ impl IngressPath {
         lane: &mut LaneCounters,
         mut lost: impl FnMut(&Arc<Network>),
     ) {
-        let LaneCounters { sockets, vteps } = lane;
+        let LaneCounters {
+            sockets,
+            vteps,
+            watch,
+        } = lane;
         let mut current: Option<Current<'_, P>> = None;
         for message in 0..messages {
             let Some(received) = underlay.received(message) else {
                 sockets.drops.add(DropReason::Truncated, 1);
                 continue;
             };
+            let source = received.source.to_canonical();
             if received.truncated || received.payload.is_empty() {
                 sockets.drops.add(DropReason::Truncated, 1);
+                note_stray(watch, DropReason::Truncated, source, None, &[]);
                 continue;
             }
-            let source = received.source.to_canonical();
             sockets.received_bytes.add(received.payload.len() as u64);
             // A peer's super-frame of UDP looks like a run of datagrams, but is one.
             let whole = datagram_super_frame(received.payload, received.segment);
@@ -106,41 +122,45 @@ impl IngressPath {
                     Ok(vni) => vni,
                     Err(error) => {
                         sockets.drops.add(error.into(), 1);
+                        note_stray(watch, error.into(), source, None, &[]);
                         continue;
                     }
                 };
                 if current.as_ref().is_none_or(|current| current.vni != vni) {
                     if let Some(before) = current.take() {
-                        self.flush(&before, underlay, &mut lost);
+                        self.flush(&before, underlay, watch, &mut lost);
                     }
                     current = writers.get(&vni).map(|writer| Current {
                         vni,
                         writer,
                         tables: writer.network.snapshot(),
                         counters: writer.network.counters(worker),
+                        captured: watch.is_capturing(vni),
                     });
                 }
+                let frame = &datagram[vxlan::HEADER_LEN..];
                 let Some(current) = &current else {
                     sockets.drops.add(DropReason::VniUnknown, 1);
+                    note_stray(watch, DropReason::VniUnknown, source, Some(vni), frame);
                     continue;
                 };
-                let frame = &datagram[vxlan::HEADER_LEN..];
                 if let Ingress::Drop(reason) = decide(frame, source, &current.tables) {
-                    current.counters.ingress_drops.add(reason, 1);
+                    current.drop_frame(reason, 1, Some(source), &[IoSlice::new(frame)], watch);
                     continue;
                 }
                 admitted += 1;
                 admitted_bytes += datagram.len() as u64;
                 if let Some(segments) = whole.clone() {
                     // What came before it goes first.
-                    self.flush(current, underlay, &mut lost);
-                    current.write_segments(segments, frame, &mut self.header, &mut lost);
+                    self.flush(current, underlay, watch, &mut lost);
+                    let header = &mut self.header;
+                    current.write_segments(segments, frame, source, header, watch, &mut lost);
                     continue;
                 }
                 if current.writer.network.is_too_big(frame, frame.len()) {
                     // What came before it goes first.
-                    self.flush(current, underlay, &mut lost);
-                    current.write_big(frame, &mut lost);
+                    self.flush(current, underlay, watch, &mut lost);
+                    current.write_big(frame, source, watch, &mut lost);
                     continue;
                 }
                 let place = Place {
@@ -149,7 +169,7 @@ impl IngressPath {
                     len: frame.len() as u32,
                 };
                 self.coalescer.push(frame, place, |output| {
-                    current.write(&output, underlay, &self.datagrams, &mut lost);
+                    current.write(&output, underlay, &self.datagrams, watch, &mut lost);
                 });
             }
             // Strangers are not counted: each would get counters of its own.
@@ -158,7 +178,7 @@ impl IngressPath {
             }
         }
         if let Some(last) = current {
-            self.flush(&last, underlay, &mut lost);
+            self.flush(&last, underlay, watch, &mut lost);
         }
         if !self.datagrams.get() {
             self.coalescer.leave_datagrams();
@@ -169,24 +189,32 @@ impl IngressPath {
         &mut self,
         current: &Current<'_, P>,
         underlay: &U,
+        watch: &mut Watch,
         lost: &mut impl FnMut(&Arc<Network>),
     ) {
         self.coalescer
-            .flush(|output| current.write(&output, underlay, &self.datagrams, lost));
+            .flush(|output| current.write(&output, underlay, &self.datagrams, watch, lost));
     }
 }
 
 impl<P: Port> Current<'_, P> {
     /// Gives the port a frame that is longer than the MTU, if it is a super-frame.
-    fn write_big(&self, frame: &[u8], lost: &mut impl FnMut(&Arc<Network>)) {
+    fn write_big(
+        &self,
+        frame: &[u8],
+        source: IpAddr,
+        watch: &mut Watch,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) {
         let Some(header) = unfinished(frame, self.mtu_bytes()) else {
-            self.counters.ingress_drops.add(DropReason::FrameTooBig, 1);
-            return;
+            let parts = [IoSlice::new(frame)];
+            return self.drop_frame(DropReason::FrameTooBig, 1, Some(source), &parts, watch);
         };
         let header = header.emit();
         let slices = [IoSlice::new(&header), IoSlice::new(frame)];
         let result = self.writer.port.write_frame(&slices);
-        self.count(result, 1, frame.len() as u64, lost);
+        let load = (1, frame.len() as u64);
+        self.settle(result, load, || Some(source), &slices, watch, lost);
     }
 
     /// Gives the port the segments of a super-frame one by one: TAPs before Linux 6.2 take no such
@@ -195,16 +223,16 @@ impl<P: Port> Current<'_, P> {
         &self,
         mut segments: Segments<'_>,
         frame: &[u8],
+        source: IpAddr,
         room: &mut [u8; MAX_HEADER_LEN],
+        watch: &mut Watch,
         lost: &mut impl FnMut(&Arc<Network>),
     ) {
         let frame_len = segments.frame_len();
         if self.writer.network.is_too_big(frame, frame_len) {
             let count = segments.remaining() as u64;
-            self.counters
-                .ingress_drops
-                .add(DropReason::FrameTooBig, count);
-            return;
+            let parts = [IoSlice::new(frame)];
+            return self.drop_frame(DropReason::FrameTooBig, count, Some(source), &parts, watch);
         }
         let vnet = VnetHdr::NONE.emit();
         while let Some((header_len, payload)) = segments.next_into(room) {
@@ -215,7 +243,8 @@ impl<P: Port> Current<'_, P> {
                 IoSlice::new(&frame[payload]),
             ];
             let result = self.writer.port.write_frame(&slices);
-            self.count(result, 1, len as u64, lost);
+            let load = (1, len as u64);
+            self.settle(result, load, || Some(source), &slices, watch, lost);
         }
     }
 
@@ -228,44 +257,59 @@ impl<P: Port> Current<'_, P> {
         output: &Output<'_, Place>,
         underlay: &U,
         datagrams: &Cell<bool>,
+        watch: &mut Watch,
         lost: &mut impl FnMut(&Arc<Network>),
     ) {
         let joined = match output {
             Output::Single(place) => {
-                let result = self.write_single(*place, underlay);
-                return self.count(result, 1, u64::from(place.len), lost);
+                self.write_single(*place, underlay, watch, lost);
+                return;
             }
             Output::Joined(joined) => joined,
         };
-        let result = self.write_joined(joined, underlay);
-        let refused = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EINVAL));
-        if refused && joined.vnet.gso_type == virtio::GSO_UDP_L4 {
+        if !self.write_joined(joined, underlay, watch, lost) {
             let mut whole = true;
             for piece in joined.pieces {
-                let result = self.write_single(piece.handle, underlay);
-                whole &= result.is_ok();
-                self.count(result, 1, u64::from(piece.handle.len), lost);
+                whole &= self.write_single(piece.handle, underlay, watch, lost);
             }
             datagrams.set(datagrams.get() && !whole);
-            return;
         }
-        let bytes = joined.pieces.iter().map(|p| u64::from(p.handle.len)).sum();
-        self.count(result, joined.pieces.len() as u64, bytes, lost);
     }
 
-    fn write_single<U: Underlay>(&self, place: Place, underlay: &U) -> io::Result<()> {
+    /// Gives the port a frame as it came; false if that failed.
+    fn write_single<U: Underlay>(
+        &self,
+        place: Place,
+        underlay: &U,
+        watch: &mut Watch,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) -> bool {
         let frame = place.bytes(underlay, 0..place.len);
         let header = unfinished(frame, self.mtu_bytes()).unwrap_or(VnetHdr::NONE);
         let header = header.emit();
         let slices = [IoSlice::new(&header), IoSlice::new(frame)];
-        self.writer.port.write_frame(&slices)
+        let result = self.writer.port.write_frame(&slices);
+        let written = result.is_ok();
+        let load = (1, u64::from(place.len));
+        self.settle(
+            result,
+            load,
+            || place.source(underlay),
+            &slices,
+            watch,
+            lost,
+        );
+        written
     }
 
+    /// Gives the port a joined frame; false if that is a super-frame of UDP that it refused.
     fn write_joined<U: Underlay>(
         &self,
         joined: &Joined<'_, Place>,
         underlay: &U,
-    ) -> io::Result<()> {
+        watch: &mut Watch,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) -> bool {
         let vnet = joined.vnet.emit();
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         slices[0] = IoSlice::new(&vnet);
@@ -276,33 +320,97 @@ impl<P: Port> Current<'_, P> {
         let used = joined.pieces.len() + 2;
         debug_assert!(used <= MAX_SLICES, "the coalescer keeps to its limit");
         let used = &slices[..used.min(MAX_SLICES)];
-        self.writer.port.write_frame(used)
+        let result = self.writer.port.write_frame(used);
+        let refused = matches!(&result, Err(error) if error.raw_os_error() == Some(libc::EINVAL));
+        if refused && joined.vnet.gso_type == virtio::GSO_UDP_L4 {
+            return false;
+        }
+        let bytes = joined.pieces.iter().map(|p| u64::from(p.handle.len)).sum();
+        let load = (joined.pieces.len() as u64, bytes);
+        let source = || joined.pieces.first()?.handle.source(underlay);
+        self.settle(result, load, source, used, watch, lost);
+        true
     }
 
-    fn count(
+    /// Counts and notes what became of a frame that the port was given as `slices`, of which the
+    /// first is its header. It stands for so many `frames` and `bytes` on the wire.
+    fn settle(
         &self,
         result: io::Result<()>,
-        frames: u64,
-        bytes: u64,
+        (frames, bytes): (u64, u64),
+        source: impl FnOnce() -> Option<IpAddr>,
+        slices: &[IoSlice<'_>],
+        watch: &mut Watch,
         lost: &mut impl FnMut(&Arc<Network>),
     ) {
         match result {
             Ok(()) => {
                 self.counters.ingress_frames.add(frames);
                 self.counters.ingress_bytes.add(bytes);
+                if self.captured {
+                    let sight = self.sight(frames, source(), &slices[1..]);
+                    watch.record(&sight, Verdict::Delivered);
+                }
             }
             Err(error) => {
                 if error.raw_os_error() == Some(libc::EBADFD) {
                     lost(&self.writer.network);
                 }
-                self.counters.ingress_drops.add(reason_of(&error), frames);
+                self.drop_frame(reason_of(&error), frames, source(), &slices[1..], watch);
             }
+        }
+    }
+
+    /// Counts and notes a frame that goes nowhere.
+    #[cold]
+    fn drop_frame(
+        &self,
+        reason: DropReason,
+        frames: u64,
+        source: Option<IpAddr>,
+        parts: &[IoSlice<'_>],
+        watch: &mut Watch,
+    ) {
+        self.counters.ingress_drops.add(reason, frames);
+        let sight = self.sight(frames, source, parts);
+        watch.dropped(reason, &sight);
+        if self.captured {
+            watch.record(&sight, Verdict::Dropped(reason));
+        }
+    }
+
+    fn sight<'a>(&self, frames: u64, vtep: Option<IpAddr>, parts: &'a [IoSlice<'a>]) -> Sight<'a> {
+        Sight {
+            vni: Some(self.vni),
+            direction: Direction::Ingress,
+            vtep,
+            frames,
+            parts,
         }
     }
 
     fn mtu_bytes(&self) -> usize {
         self.writer.network.config().mtu_bytes as usize
     }
+}
+
+/// Notes a datagram that belongs to no network here.
+#[cold]
+fn note_stray(
+    watch: &mut Watch,
+    reason: DropReason,
+    source: IpAddr,
+    vni: Option<Vni>,
+    frame: &[u8],
+) {
+    let sight = Sight {
+        vni,
+        direction: Direction::Ingress,
+        vtep: Some(source),
+        frames: 1,
+        parts: &[IoSlice::new(frame)],
+    };
+    watch.dropped(reason, &sight);
 }
 
 /// Gives a port one whole frame that asks for no offload.

@@ -13,7 +13,8 @@ use super::counters::{sum_underlay, LaneCounters, UnderlayStats};
 use super::egress::EgressPath;
 use super::ingress::IngressPath;
 use super::vteps::{vteps, MetVteps, VtepStats};
-use super::Network;
+use super::watch::{Capture, Watch};
+use super::{DroppedFrame, Network};
 use crate::io::{Port, Underlay};
 use crate::wire::Vni;
 
@@ -70,6 +71,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             counters: LaneCounters {
                 sockets: Arc::default(),
                 vteps: book,
+                watch: Watch::new(),
             },
             met: Some(met),
             readers: Vec::new(),
@@ -151,6 +153,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             Ok(()) => {}
             Err(error) => return outcome_of(&error),
         }
+        self.counters.watch.begin_turn();
         self.egress.forward(
             &reader.network,
             self.worker,
@@ -159,6 +162,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             &mut self.counters,
             now_ns,
         );
+        self.counters.watch.end_turn();
         Round::Moved
     }
 
@@ -170,6 +174,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             Err(error) => return outcome_of(&error),
         };
         self.counters.sockets.received_batches.add(1);
+        self.counters.watch.begin_turn();
         self.ingress.deliver(
             messages,
             self.worker,
@@ -178,7 +183,24 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             &mut self.counters,
             lost,
         );
+        self.counters.watch.end_turn();
         Round::Moved
+    }
+
+    /// Begins to record for a capture, until it is ended or its reader has gone.
+    pub fn begin_capture(&mut self, capture: Capture) {
+        self.counters.watch.begin_capture(capture);
+    }
+
+    /// Ends a capture; one that ended already is no error.
+    pub fn end_capture(&mut self, id: u64) {
+        self.counters.watch.end_capture(id);
+    }
+
+    /// The last frames that were dropped here, in no order.
+    #[must_use]
+    pub fn recent_drops(&self) -> Vec<DroppedFrame> {
+        self.counters.watch.recent_drops()
     }
 
     /// Reads the counters of the sockets.

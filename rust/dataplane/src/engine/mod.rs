@@ -4,8 +4,10 @@
 //! for which it looks only after its eventfd woke it, and finds new tables by loading one pointer
 //! per batch.
 
+mod captures;
 mod confine;
 mod counters;
+mod droplog;
 mod egress;
 mod events;
 mod idle;
@@ -14,24 +16,28 @@ mod lane;
 mod network;
 mod patience;
 mod vteps;
+mod watch;
 mod worker;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{channel, Sender};
 // No packet passes the control side's lock: workers do not know it.
 #[allow(clippy::disallowed_types)]
 use std::sync::Mutex;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError, Weak};
 
+pub use captures::MAX_CAPTURES;
 pub use confine::{confine, ConfineError};
 pub use counters::{Drops, NetworkStats, UnderlayStats};
+pub use droplog::DroppedFrame;
 pub use events::Event;
 pub use lane::{Lane, Round};
 pub use network::{Network, NetworkConfig};
 pub use vteps::VtepStats;
+pub use watch::{Capture, CaptureConfig};
 
 use crate::io::{ReceiveDrops, TapQueue, UdpUnderlay};
 use crate::sys::clock;
@@ -124,6 +130,9 @@ struct Control {
     workers: Vec<Worker>,
     receive_drops: Vec<ReceiveDrops>,
     networks: BTreeMap<Vni, Arc<Network>>,
+    /// By number; the workers hold the socket, and give it up when its reader has gone.
+    captures: BTreeMap<u64, Weak<OwnedFd>>,
+    captures_begun: u64,
     events: EventReceiver,
 }
 
@@ -179,6 +188,8 @@ impl Engine {
                 workers: Vec::with_capacity(workers),
                 receive_drops,
                 networks: BTreeMap::new(),
+                captures: BTreeMap::new(),
+                captures_begun: 0,
                 events: receiver,
             }),
         };
@@ -199,13 +210,7 @@ impl Engine {
     /// [`EngineError::Closed`] only.
     pub fn resume(&self) -> Result<(), EngineError> {
         let control = self.open()?;
-        let (done, all_done) = channel();
-        for worker in &control.workers {
-            let done = done.clone();
-            worker.order(Order::Resume { done });
-        }
-        drop(done);
-        let _ = all_done.recv();
+        control.order_all(|_, done| Order::Resume { done });
         Ok(())
     }
 
@@ -235,19 +240,15 @@ impl Engine {
             None => Network::new(config, self.workers)?,
         });
         control.networks.insert(config.vni, Arc::clone(&network));
-        let (done, all_done) = channel();
-        for (number, worker) in control.workers.iter().enumerate() {
+        control.order_all(|number, done| {
             let own = queues.iter().skip(number).step_by(self.workers);
-            worker.order(Order::Attach {
+            Order::Attach {
                 network: Arc::clone(&network),
                 queues: own.cloned().collect(),
                 writer: queues[number % queues.len()].clone(),
-                done: done.clone(),
-            });
-        }
-        drop(done);
-        // Ends, with an error that says nothing, when every worker has dropped its end.
-        let _ = all_done.recv();
+                done,
+            }
+        });
         Ok(())
     }
 
@@ -259,13 +260,7 @@ impl Engine {
     pub fn detach(&self, vni: Vni) -> Result<(), EngineError> {
         let mut control = self.open()?;
         if control.networks.remove(&vni).is_some() {
-            let (done, all_done) = channel();
-            for worker in &control.workers {
-                let done = done.clone();
-                worker.order(Order::Detach { vni, done });
-            }
-            drop(done);
-            let _ = all_done.recv();
+            control.order_all(|_, done| Order::Detach { vni, done });
         }
         Ok(())
     }
@@ -444,6 +439,20 @@ impl Engine {
     fn lock(&self) -> MutexGuard<'_, Control> {
         // Whoever panicked inside left values that are whole: each is changed in one step.
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Control {
+    /// Gives every worker the order that `make` makes for its number, and waits until all have
+    /// carried it out.
+    fn order_all(&self, make: impl Fn(usize, Sender<()>) -> Order) {
+        let (done, all_done) = channel();
+        for (number, worker) in self.workers.iter().enumerate() {
+            worker.order(make(number, done.clone()));
+        }
+        drop(done);
+        // Ends, with an error that says nothing, when every worker has dropped its end.
+        let _ = all_done.recv();
     }
 }
 

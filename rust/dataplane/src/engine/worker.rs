@@ -14,7 +14,8 @@ use super::idle::{Idle, IdleReader};
 use super::lane::{Lane, Round};
 use super::patience::Patience;
 use super::vteps::{MetVteps, VtepStats};
-use super::Network;
+use super::watch::Capture;
+use super::{DroppedFrame, Network};
 use crate::io::{TapQueue, UdpUnderlay};
 use crate::sys::poll::{Epoll, EventFd, Events};
 use crate::sys::{clock, signal};
@@ -43,6 +44,17 @@ pub(super) enum Order {
     },
     Resume {
         done: Sender<()>,
+    },
+    BeginCapture {
+        capture: Capture,
+        done: Sender<()>,
+    },
+    EndCapture {
+        id: u64,
+        done: Sender<()>,
+    },
+    TellDrops {
+        to: Sender<Vec<DroppedFrame>>,
     },
     Stop,
 }
@@ -269,6 +281,18 @@ impl Running {
                 Order::Detach { vni, done } => {
                     self.detach(vni);
                     drop(done);
+                }
+                Order::BeginCapture { capture, done } => {
+                    self.lane.begin_capture(capture);
+                    drop(done);
+                }
+                Order::EndCapture { id, done } => {
+                    self.lane.end_capture(id);
+                    drop(done);
+                }
+                Order::TellDrops { to } => {
+                    // Fails only if nobody waits for it any more.
+                    let _ = to.send(self.lane.recent_drops());
                 }
                 Order::Stop => {
                     self.stopped = true;

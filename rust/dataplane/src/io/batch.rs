@@ -2,8 +2,6 @@
 
 use crate::wire::virtio;
 
-/// Frames that one batch holds at most.
-const SLOTS: usize = 32;
 /// Room for a super-frame of 64 KiB with virtio-net and VLAN headers.
 const SLOT_BYTES: usize = 65_536 + 128;
 /// Bytes after which a batch takes no more frames, so that it stays in the processor's cache.
@@ -23,14 +21,17 @@ pub struct FrameBatch {
 impl Default for FrameBatch {
     fn default() -> Self {
         Self {
-            memory: vec![0; SLOTS * SLOT_BYTES],
-            lens: Vec::with_capacity(SLOTS),
+            memory: vec![0; Self::SLOTS * SLOT_BYTES],
+            lens: Vec::with_capacity(Self::SLOTS),
             bytes: 0,
         }
     }
 }
 
 impl FrameBatch {
+    /// Frames that one batch holds at most.
+    pub const SLOTS: usize = 32;
+
     /// Where the frame begins in its slot, in bytes.
     pub const FRAME_OFFSET: usize = virtio::HEADER_LEN;
 
@@ -55,7 +56,7 @@ impl FrameBatch {
     /// The slot for the next frame with its header, or None if the batch is full.
     pub fn free_slot(&mut self) -> Option<&mut [u8]> {
         let index = self.lens.len();
-        if index == SLOTS || self.bytes >= BATCH_BYTES {
+        if index == Self::SLOTS || self.bytes >= BATCH_BYTES {
             return None;
         }
         let start = index * SLOT_BYTES;
@@ -64,7 +65,7 @@ impl FrameBatch {
 
     /// Says that the free slot now holds `len` bytes, header included.
     pub fn push(&mut self, len: usize) {
-        debug_assert!(self.lens.len() < SLOTS, "push follows a free slot");
+        debug_assert!(self.lens.len() < Self::SLOTS, "push follows a free slot");
         self.lens.push(len.min(SLOT_BYTES));
         self.bytes += len;
     }
@@ -98,6 +99,12 @@ impl FrameBatch {
     #[must_use]
     pub const fn slot_offset(index: usize) -> usize {
         index * SLOT_BYTES
+    }
+
+    /// The slot that an offset in the memory lies in.
+    #[must_use]
+    pub const fn slot_at(offset: usize) -> usize {
+        offset / SLOT_BYTES
     }
 
     /// The memory of all slots.

@@ -1,4 +1,4 @@
-//! UDP sockets with options that must be set before they are bound.
+//! UDP sockets with options that must be set before they are bound, and sockets for messages.
 
 use std::io;
 use std::mem::{size_of, size_of_val, zeroed};
@@ -185,5 +185,26 @@ pub fn refuse_all(socket: BorrowedFd<'_>) -> io::Result<()> {
             size_of_val(&description) as libc::socklen_t,
         )
     })?;
+    Ok(())
+}
+
+/// Sends one message on a connected socket without waiting; without a signal if nobody listens.
+///
+/// # Errors
+///
+/// EAGAIN if the peer has no room for it; EPIPE or ECONNRESET, or ECONNREFUSED, if it has gone.
+pub fn send_now(socket: BorrowedFd<'_>, message: &[u8]) -> io::Result<()> {
+    // SAFETY: The kernel reads `message.len()` bytes of `message`, borrowed until the call returns.
+    let sent = unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            message.as_ptr().cast(),
+            message.len(),
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
     Ok(())
 }

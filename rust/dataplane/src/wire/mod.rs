@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod datagram;
 pub mod ethernet;
 mod flow;
+mod headers;
 pub mod icmpv6;
 pub mod ipv4;
 pub mod ipv6;
@@ -18,6 +19,7 @@ pub mod vxlan;
 use std::fmt;
 
 pub use flow::{flow_hash, source_port};
+pub use headers::headers_len;
 
 /// Protocol numbers in IPv4's protocol and IPv6's next header field (IANA).
 pub mod protocol {
