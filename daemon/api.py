@@ -7,15 +7,20 @@ handler calls one verb of `Service`.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import secrets
+import struct
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from pyvxlan._dataplane import MAX_SNAP_BYTES
+from pyvxlan.daemon.capturing import Capturing
 from pyvxlan.daemon.config import suggestion
 from pyvxlan.daemon.documents import (
     Document,
@@ -41,6 +46,11 @@ log = logging.getLogger(__name__)
 BODY_MAX_BYTES = 128 * 1024
 STALE_HEADER = "Pyvxlan-Stale-Seconds"
 """In answers while the store is away: for how long."""
+LOOK_S = 0.5
+"""How often a stream without traffic looks whether its reader is still there."""
+BLOCK = struct.Struct("!Ic")
+"""In front of each block of a stream: how many bytes it has, and `J` for JSON, `D` for data or `E`
+for an error."""
 
 
 class Sandboxes(Protocol):
@@ -60,6 +70,7 @@ class Api:
         status: Gives the document of `GET /v1/status`.
         events: Gives that of `GET /v1/events`, from a number on.
         why: Gives that of `POST /v1/why`.
+        capturing: Captures frames, and knows the last that were dropped.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class Api:
         *,
         events: Callable[[int], list[Document]],
         why: Callable[[WhySpec], Awaitable[Document]],
+        capturing: Capturing,
     ) -> None:
         self._service = service
         self._local = local
@@ -78,6 +90,7 @@ class Api:
         self._status = status
         self._events = events
         self._why = why
+        self._capturing = capturing
 
     def application(self) -> web.Application:
         """Makes the application that serves all paths."""
@@ -99,8 +112,12 @@ class Api:
                 web.post("/v1/endpoints", self._attach),
                 web.get("/v1/endpoints/{ref}", self._inspect_endpoint),
                 web.delete("/v1/endpoints/{ref}", self._detach),
+                web.get("/v1/captures/{ref}", self._show_subject),
+                web.get("/v1/captures/{ref}/stream", self._capture),
+                web.get("/v1/drops", self._list_drops),
             ]
         )
+        app.on_shutdown.append(self._end_captures)
         return app
 
     @web.middleware
@@ -186,6 +203,60 @@ class Api:
         for endpoint in endpoints:
             await self._service.detach(endpoint.id, force=force)
         return _answer(documents)
+
+    async def _show_subject(self, request: web.Request) -> web.Response:
+        """Shows what a capture of a name would be of, and which hosts carry it."""
+        _query(request)
+        subject = await self._capturing.subject(request.match_info["ref"])
+        endpoint = subject.endpoint
+        documents = await self._endpoint_documents([endpoint] if endpoint else [])
+        return _answer(
+            {
+                "network": network_document(subject.network),
+                "endpoint": documents[0] if documents else None,
+                "hosts": [host.name for host in subject.hosts],
+            }
+        )
+
+    async def _capture(self, request: web.Request) -> web.StreamResponse:
+        """Streams what becomes of frames, until whoever asked goes away.
+
+        What goes wrong once it has begun is the last block.
+        """
+        query = _query(request, "host", "snap_bytes", "drops_only")
+        subject = await self._capturing.subject(request.match_info["ref"])
+        host = await self._capturing.host(query.get("host", ""))
+        snap_bytes = _number(query, "snap_bytes") or MAX_SNAP_BYTES
+        drops_only = _flag(query, "drops_only")
+        answer = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+        async with self._capturing.stream(
+            subject, host, snap_bytes=snap_bytes, drops_only=drops_only
+        ) as (messages, stop):
+            gone = asyncio.create_task(_disconnected(request))
+            gone.add_done_callback(lambda _: stop.set())
+            try:
+                with contextlib.suppress(ConnectionResetError):  # the other side's way to end it
+                    async for message in messages:
+                        if not answer.prepared:
+                            await answer.prepare(request)
+                        await answer.write(_block(message))
+            except DaemonError as error:
+                if not answer.prepared:
+                    raise
+                await answer.write(_block({"error": str(error)}, b"E"))
+            finally:
+                gone.cancel()
+                await asyncio.gather(gone, return_exceptions=True)
+        return answer
+
+    async def _list_drops(self, request: web.Request) -> web.Response:
+        query = _query(request, "host", "network")
+        host = await self._capturing.host(query.get("host", ""))
+        return _answer(await self._capturing.drops(host, query.get("network", "")))
+
+    async def _end_captures(self, _: web.Application) -> None:
+        """Ends what would go on for ever, so that the daemon can."""
+        self._capturing.end_all()
 
     async def _detachable(self, ref: str, network_ref: str | None) -> list[Endpoint]:
         """Finds what a reference to an endpoint, or to a namespace of this host, stands for."""
@@ -293,6 +364,21 @@ def _number(query: Mapping[str, str], name: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 16):
         raise InvalidError(f"parameter {name}={text} must be a number")
     return int(text)
+
+
+async def _disconnected(request: web.Request) -> None:
+    """Returns when whoever asked has gone, which aiohttp tells nobody who waits for it."""
+    while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110
+        await asyncio.sleep(LOOK_S)
+
+
+def _block(content: object, kind: bytes = b"J") -> bytes:
+    """Makes one block of a stream of bytes, or of a document."""
+    if isinstance(content, bytes):
+        kind, body = b"D", content
+    else:
+        body = json.dumps(content).encode()
+    return BLOCK.pack(len(body), kind) + body
 
 
 def _answer(document: object, *, status: int = 200) -> web.Response:

@@ -9,6 +9,7 @@ import json
 import re
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from urllib.parse import quote, urlencode
 
 NOTICE_AFTER_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
+BLOCK = struct.Struct("!Ic")
 STALE = re.compile(rb"\r\npyvxlan-stale-seconds: ([0-9.]+)", re.IGNORECASE)
 
 
@@ -42,6 +44,40 @@ class UnreachableError(ClientError):
     exit_code = 3
 
 
+class Stream:
+    """An answer that goes on: blocks of a kind, `J` for JSON, `D` for data or `E` for an error."""
+
+    def __init__(self, sock: socket.socket, received: bytes) -> None:
+        self._socket = sock
+        self._buffer = bytearray(received)
+        self.ended = False
+
+    def fileno(self) -> int:
+        """The descriptor, which is readable when `blocks` has more."""
+        return self._socket.fileno()
+
+    def blocks(self, *, receive: bool = True) -> list[tuple[str, bytes]]:
+        """Gives the blocks that are there, after waiting for bytes unless told not to."""
+        if receive:
+            content = self._socket.recv(1 << 20)
+            self.ended = not content
+            self._buffer += content
+        found = []
+        start = 0
+        with memoryview(self._buffer) as view:
+            while len(view) - start >= BLOCK.size:
+                length, kind = BLOCK.unpack_from(view, start)
+                end = start + BLOCK.size + length
+                if end > len(view):
+                    break
+                found.append(
+                    (kind.decode("ascii", "replace"), bytes(view[start + BLOCK.size : end]))
+                )
+                start = end
+        del self._buffer[:start]
+        return found
+
+
 class ApiClient:
     """A client of the daemon whose run directory is `run_dir`."""
 
@@ -51,6 +87,21 @@ class ApiClient:
     def get(self, *path: str, **query: str) -> Any:
         """Reads a document. Query parameters that are empty are left out."""
         return self._request("GET", path, query, None, "")
+
+    @contextmanager
+    def stream(self, *path: str, **query: str) -> Iterator[Stream]:
+        """Reads an answer that goes on until it is left; the first part of it is there."""
+        # Of this version an answer without a length is what comes until the end, and no chunks.
+        head = f"GET {_target(path, query)} HTTP/1.0\r\nHost: pyvxlan\r\n\r\n"
+        with self._connection() as sock:
+            sock.sendall(head.encode("ascii"))
+            answer = b""
+            while b"\r\n\r\n" not in answer and (more := sock.recv(1 << 16)):
+                answer += more
+            if not re.match(rb"HTTP/\S+ 2", answer):
+                answer += b"".join(iter(lambda: sock.recv(1 << 16), b""))
+                self._parse(answer)
+            yield Stream(sock, answer.partition(b"\r\n\r\n")[2])
 
     def post(self, *path: str, body: Mapping[str, object], doing: str) -> Any:
         """Creates something; `doing` is said if it takes longer than a second."""
@@ -68,9 +119,7 @@ class ApiClient:
         body: Mapping[str, object] | None,
         doing: str,
     ) -> Any:
-        target = "/v1/" + "/".join(quote(part, safe="") for part in path)
-        if given := {name: value for name, value in query.items() if value}:
-            target += f"?{urlencode(given)}"
+        target = _target(path, query)
         content = b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {target} HTTP/1.1\r\nHost: pyvxlan\r\nConnection: close\r\n"
@@ -124,6 +173,13 @@ class ApiClient:
                 file=sys.stderr,
             )
         return document
+
+
+def _target(path: tuple[str, ...], query: Mapping[str, str]) -> str:
+    target = "/v1/" + "/".join(quote(part, safe="") for part in path)
+    if given := {name: value for name, value in query.items() if value}:
+        target += f"?{urlencode(given)}"
+    return target
 
 
 def _wait(sock: socket.socket, doing: str) -> None:

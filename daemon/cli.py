@@ -19,6 +19,7 @@ from click.shell_completion import get_completion_class
 
 from pyvxlan.daemon import cli_format
 from pyvxlan.daemon.apiclient import ClientError, RefusedError
+from pyvxlan.daemon.cli_capture import capture, drops
 from pyvxlan.daemon.cli_debug import debug
 from pyvxlan.daemon.cli_docker import docker, doctor
 from pyvxlan.daemon.cli_events import events
@@ -378,7 +379,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
 
 
-for _command in (debug, docker, doctor, events, store, top, why):
+for _command in (capture, debug, docker, doctor, drops, events, store, top, why):
     cli.add_command(_command)
 
 

@@ -87,7 +87,7 @@ class Dump:
         self._add("about.json", self._about)
         self._add("settings.toml", describe, self._settings, self._origins)
         self._add("status.json", self._take_status)
-        for what in ("hosts", "networks", "endpoints"):
+        for what in ("hosts", "networks", "endpoints", "drops"):
             self._add(f"{what}.json", self._list, what)
         self._add("metrics.txt", self._metrics)
         self._add("doctor.json", self._doctor)

@@ -26,6 +26,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else gRPC's handlers crash what 
 
 from pyvxlan import __version__
 from pyvxlan.daemon import api, metrics, peering, rundir
+from pyvxlan.daemon.capturing import Capturing
 from pyvxlan.daemon.cleanup import clean_up
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import (
@@ -389,6 +390,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         partial(status.document, __version__),
         events=status.events,
         why=why.ask,
+        capturing=Capturing(service, dataplane, peers, host),
     )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background

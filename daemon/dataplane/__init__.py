@@ -1,5 +1,7 @@
 """The data plane as the daemon sees it: Protocol `Dataplane` and its implementations."""
 
+from pyvxlan.capture import DroppedFrame
+from pyvxlan.daemon.dataplane.capture import Capture
 from pyvxlan.daemon.dataplane.protocol import (
     DATAPATHS,
     FORWARDER,
@@ -9,12 +11,16 @@ from pyvxlan.daemon.dataplane.protocol import (
     PortConfig,
     TableUpdate,
 )
+from pyvxlan.forwarder.protocol import CaptureRequest
 
 __all__ = [
     "DATAPATHS",
     "FORWARDER",
     "KERNEL",
+    "Capture",
+    "CaptureRequest",
     "Dataplane",
+    "DroppedFrame",
     "NetworkTables",
     "PortConfig",
     "TableUpdate",

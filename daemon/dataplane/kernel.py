@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
+from pyvxlan.capture import DroppedFrame
 from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.dataplane.capture import Capture
 from pyvxlan.daemon.dataplane.protocol import (
     KERNEL,
     Dataplane,
@@ -19,9 +21,10 @@ from pyvxlan.daemon.dataplane.protocol import (
     PortConfig,
     TableUpdate,
 )
-from pyvxlan.daemon.errors import DataplaneError, NetError
+from pyvxlan.daemon.errors import DataplaneError, InvalidError, NetError
 from pyvxlan.daemon.model import Address
 from pyvxlan.daemon.net import PORT, Net, Vxlan, VxlanState
+from pyvxlan.forwarder.protocol import CaptureRequest
 
 
 class KernelDataplane:
@@ -109,6 +112,19 @@ class KernelDataplane:
                 if state := await self._read(port):
                     networks[vni] = _counters(state)
         return {**stats, "networks": networks}
+
+    async def capture(self, request: CaptureRequest) -> Capture:
+        """Begins a capture of a network that the forwarder carries."""
+        if request.vni in self._ports:
+            raise InvalidError(
+                f"the network of vni {request.vni} is on datapath=kernel: its frames do not pass"
+                f" the forwarder; use tcpdump -i {PORT} in its namespace (pyvxlan status)"
+            )
+        return await self._forwarder.capture(request)
+
+    async def recent_drops(self) -> Sequence[DroppedFrame]:
+        """What the forwarder has dropped; the kernel remembers no frames."""
+        return await self._forwarder.recent_drops()
 
     async def lost(self) -> None:
         """Returns when a port died or the forwarder was replaced."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from pyvxlan.capture import DroppedFrame, capture_sockets
+from pyvxlan.daemon.dataplane.capture import Capture
 from pyvxlan.daemon.dataplane.protocol import NetworkTables, PortConfig, TableUpdate
 from pyvxlan.daemon.errors import DataplaneError
+from pyvxlan.forwarder.protocol import CaptureRequest
 
 
 class MemoryDataplane:
@@ -23,6 +27,9 @@ class MemoryDataplane:
         self.calls: list[tuple[str, int]] = []
         self.refuse: Callable[[str, int], None] = lambda _call, _vni: None
         self.running = False
+        self.captures: list[tuple[CaptureRequest, socket.socket]] = []
+        """What was asked for, and where a test may put its messages."""
+        self.drops: list[DroppedFrame] = []
         self._netns: dict[int, int] = {}
         self._lost = asyncio.Event()
 
@@ -83,6 +90,17 @@ class MemoryDataplane:
     async def stats(self) -> Mapping[str, object]:
         """Nothing was forwarded."""
         return {"networks": {vni: {} for vni in self.tables}}
+
+    async def capture(self, request: CaptureRequest) -> Capture:
+        """Begins a capture of what a test says."""
+        self.refuse("capture", request.vni)
+        ours, theirs = capture_sockets()
+        self.captures.append((request, theirs))
+        return Capture(ours)
+
+    async def recent_drops(self) -> Sequence[DroppedFrame]:
+        """Gives what a test says."""
+        return self.drops
 
     async def lost(self) -> None:
         """Returns after `lose`."""

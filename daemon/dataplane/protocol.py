@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from pyvxlan.capture import DroppedFrame
+from pyvxlan.daemon.dataplane.capture import Capture
+from pyvxlan.forwarder.protocol import CaptureRequest
+
 FORWARDER: Final = "forwarder"
 KERNEL: Final = "kernel"
 DATAPATHS = (FORWARDER, KERNEL)
@@ -86,6 +90,16 @@ class Dataplane(Protocol):
 
     async def stats(self) -> Mapping[str, object]:
         """Counters, as the forwarder gives them (docs/dataplane.md), and `threads` of `Worker`."""
+
+    async def capture(self, request: CaptureRequest) -> Capture:
+        """Begins to tell what becomes of a network's frames; the caller closes it.
+
+        Raises:
+            InvalidError: Something else than the forwarder carries them.
+        """
+
+    async def recent_drops(self) -> Sequence[DroppedFrame]:
+        """Gives the last frames that were dropped, of each reason some, the oldest first."""
 
     async def lost(self) -> None:
         """Returns when a port died or the forwarder was replaced: state must be compared anew."""

@@ -18,8 +18,10 @@ from dataclasses import asdict, dataclass, field
 
 from pyvxlan import __version__
 from pyvxlan._dataplane import open_tap, open_underlay
+from pyvxlan.capture import DroppedFrame, capture_sockets
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane import process
+from pyvxlan.daemon.dataplane.capture import Capture
 from pyvxlan.daemon.dataplane.protocol import (
     FORWARDER,
     NetworkTables,
@@ -184,6 +186,23 @@ class UserspaceDataplane:
                 "pid": pid,
                 "since": hello.since if hello else 0.0,
             }
+
+    async def capture(self, request: wire.CaptureRequest) -> Capture:
+        """Begins a capture; it ends with the forwarder that it was begun in."""
+        ours, theirs = capture_sockets()
+        try:
+            with theirs:
+                async with self._connected() as client:
+                    await client.capture(request, theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        return Capture(ours)
+
+    async def recent_drops(self) -> Sequence[DroppedFrame]:
+        """Gives the last frames that were dropped."""
+        async with self._connected() as client:
+            return await client.recent_drops()
 
     async def lost(self) -> None:
         """Returns when a port died or the forwarder was replaced."""

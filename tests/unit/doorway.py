@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyvxlan.daemon import api
+from pyvxlan.daemon.capturing import Capturing
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.memory import MemoryDataplane
+from pyvxlan.daemon.peering import Peering
 from pyvxlan.daemon.requests import WhySpec
 from pyvxlan.daemon.status import Status
 from tests.unit.cluster import Cluster, Node
@@ -55,6 +57,7 @@ class Doorway:
         self.node: Node
         self.other: Node
         self.status: Status
+        self.capturing: Capturing
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._stop: asyncio.Event
@@ -98,6 +101,12 @@ class Doorway:
             names=NoNames(),
             events=node.events,
         )
+        self.capturing = Capturing(
+            node.service,
+            self.dataplane,
+            Peering(lambda: node.state.hosts, node.host, None),
+            node.host,
+        )
         handlers = api.Api(
             node.service,
             lambda: node.local.endpoints,
@@ -105,6 +114,7 @@ class Doorway:
             partial(self.status.document, "9.9.9"),
             events=self.status.events,
             why=self.why,
+            capturing=self.capturing,
         )
         async with api.serving(handlers.application(), self.settings.api_socket):
             started.set()
