@@ -65,7 +65,6 @@ class Facts:
     port: int
     """UDP, of the network's tunnels."""
     datapath: str
-    version: str
     run_dir: str
     netns: str
     """The overlay namespace's file."""
@@ -76,7 +75,6 @@ class Facts:
     stale_s: float | None
     """How long the store has not answered this host."""
     stale_cause: str
-    knows_network: bool
     knows_peer: bool
     """Whether this host's view of the store has the other endpoint, at the same host."""
     peer_vtep: str

@@ -98,6 +98,8 @@ class Tracer:
         netns = self._local.netns_names.get(network_id)
         if here is None or network is None or netns is None:
             raise NotFoundError(f"endpoint {pair.own.id[:12]} is not attached here")
+        if not any(pair.toward in subnet.cidr for subnet in network.subnets):
+            raise InvalidError(f"{pair.toward} is no address of network {network.name}")
         return here, network, netns
 
     async def _watch(self, watch: _Watch, here: LocalEndpoint, netns: str, name: str) -> None:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import difflib
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from typing import Any, Protocol
 
-from pyvxlan.daemon.errors import DaemonError, InvalidError, NotFoundError
+from pyvxlan.daemon.errors import DaemonError, InvalidError, PeerError
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.model import Address, Endpoint, Host, Sandbox
 from pyvxlan.daemon.net import watching
@@ -27,6 +27,8 @@ from pyvxlan.daemon.why.judge import findings, judge
 
 EXPLAIN, TRACE = "explain", "trace"
 """The questions that the two hosts are asked."""
+TRACE_S = 20.0
+"""How long a trace may take; it takes 4 s at most where nothing is slow."""
 PREFIX_DIGITS = 4
 """How much of an id must be given at least, so that a short name is none."""
 
@@ -40,11 +42,26 @@ class Sandboxes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a reference means: endpoints, and whether a container would look it up as a name."""
+    """What a reference means; false if nothing."""
 
     endpoints: tuple[Endpoint, ...]
     name: str = ""
+    """The reference, if a container would look it up as a name."""
     address: Address | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.endpoints)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """What is asked: two endpoints of a network, by an IP version, and what A calls B."""
+
+    network: str
+    a: Endpoint
+    b: Endpoint
+    version: int
+    name: str
 
 
 class _Unwalkable(Exception):  # noqa: N818 - it is an answer
@@ -88,68 +105,77 @@ class Why:
             NotFoundError: There is no such network.
         """
         try:
-            network, a, b, toward, name = await self._pair(spec)
+            found = await self._pair(spec)
         except _Unwalkable as answer:
             return _document(answer.verdict) | {"from": None, "to": None, "network": None}
-        back = _address(a, toward.version)
-        there, returning = Pair(a, b, toward, name), Pair(b, a, back)
-        sides = [
-            Side(_label(a), self._host_name(a), str(back)),
-            Side(_label(b), self._host_name(b), str(toward)),
-        ]
-        told = await asyncio.gather(
-            self._explain(sides[0], there), self._explain(sides[1], returning)
-        )
-        case = Case(network, *told)
-        if case.a.facts and case.a.facts.sandbox:
-            case = await self._follow(case, there, returning)
+        to_a, to_b = (_address(one, found.version) for one in (found.a, found.b))
+        there, back = Pair(found.a, found.b, to_b, found.name), Pair(found.b, found.a, to_a)
+        a, b = await asyncio.gather(self._explain(there, to_a), self._explain(back, to_b))
+        case = Case(found.network, a, b)
+        if a.facts and a.facts.sandbox:
+            case = await self._follow(case, there, back)
         return _document(judge(case)) | {
-            "network": network,
-            "from": _side_document(a, case.a),
-            "to": _side_document(b, case.b),
+            "network": found.network,
+            "from": _side_document(found.a, case.a),
+            "to": _side_document(found.b, case.b),
         }
 
     # Who is meant
 
-    async def _pair(self, spec: WhySpec) -> tuple[str, Endpoint, Endpoint, Address, str]:
-        """Finds the two endpoints on one network, and the address by which B is to be reached."""
-        every = {endpoint.id: endpoint for endpoint in await self._service.endpoints()}
-        every |= {endpoint.id: endpoint for endpoint in await self._service.attached()}
+    async def _pair(self, spec: WhySpec) -> _Pair:
+        """Finds the two endpoints on one network, on those that are here if they are on one.
+
+        Only then are all endpoints of the cluster read.
+        """
         names = {network.id: network.name for network in await self._service.networks()}
         names |= {id_: network.name for id_, network in self._local.networks.items()}
-        wanted = (await self._service.find_network(spec.network)).id if spec.network else None
-        found = []
-        for ref in (spec.a, spec.b):
-            meant = _meant(ref, tuple(every.values()), names)
-            meant = meant if meant.endpoints else await self._in_namespace(ref, meant, every, names)
-            found.append(meant)
-        a_of, b_of = ({one.network_id: one for one in meant.endpoints} for meant in found)
+        wanted = (await self._service.find_network(spec.network)).id if spec.network else ""
+        known = {e.id: e for of in self._state.endpoints.values() for e in of.values()}
+        known |= {endpoint.id: endpoint for endpoint in await self._service.attached()}
+        try:
+            return await self._pair_among(known, spec, names, wanted)
+        except _Unwalkable:
+            every = {endpoint.id: endpoint for endpoint in await self._service.endpoints()}
+            return await self._pair_among(known | every, spec, names, wanted)
+
+    async def _pair_among(
+        self,
+        every: Mapping[str, Endpoint],
+        spec: WhySpec,
+        names: Mapping[str, str],
+        wanted: str,
+    ) -> _Pair:
+        a_meant, b_meant = [
+            _meant(ref, every.values(), names) or await self._in_namespace(ref, every, names)
+            for ref in (spec.a, spec.b)
+        ]
+        a_of, b_of = ({one.network_id: one for one in m.endpoints} for m in (a_meant, b_meant))
         shared = sorted(a_of.keys() & b_of.keys(), key=lambda id_: names.get(id_, id_))
-        shared = [id_ for id_ in shared if wanted in {None, id_}]
+        shared = [id_ for id_ in shared if wanted in {"", id_}]
         if not shared:
             raise _Unwalkable(_apart(spec, a_of, b_of, names))
-        if shared[0] not in names:
-            raise NotFoundError(f"network {shared[0]} is not known: see pyvxlan network ls")
-        for ref, meant in zip((spec.a, spec.b), found, strict=True):
-            _check_one(ref, [e for e in meant.endpoints if e.network_id == shared[0]])
-        a, b = a_of[shared[0]], b_of[shared[0]]
+        network_id = shared[0]
+        for ref, meant in ((spec.a, a_meant), (spec.b, b_meant)):
+            _check_one(ref, [one for one in meant.endpoints if one.network_id == network_id])
+        a, b = a_of[network_id], b_of[network_id]
         if a.id == b.id:
             raise InvalidError(f"{spec.a} and {spec.b} are the same endpoint: name two")
         versions = {one.version for one in a.addresses} & {one.version for one in b.addresses}
-        if found[1].address:
-            versions &= {found[1].address.version}
+        if b_meant.address:
+            versions &= {b_meant.address.version}
         if not versions:
             raise _Unwalkable(_of_other_version(a, b))
-        return names[shared[0]], a, b, _address(b, min(versions)), found[1].name
+        network = names.get(network_id, network_id[:12])
+        return _Pair(network, a, b, min(versions), b_meant.name)
 
     async def _in_namespace(
-        self, ref: str, meant: _Found, every: dict[str, Endpoint], names: dict[str, str]
+        self, ref: str, every: Mapping[str, Endpoint], names: Mapping[str, str]
     ) -> _Found:
         """Takes a reference for a namespace of this host; says what is wrong if it is none."""
         try:
             sandbox = await self._sandboxes.resolve_sandbox(ref)
         except DaemonError:
-            raise _Unwalkable(self._unknown(ref, meant, list(every.values()))) from None
+            raise _Unwalkable(self._unknown(ref, every.values())) from None
         within = [
             every[id_]
             for id_, here in self._local.endpoints.items()
@@ -162,12 +188,12 @@ class Why:
         remedy = f"pyvxlan attach --network {network} {ref}"
         raise _Unwalkable(Verdict("not_attached", text, remedy))
 
-    def _unknown(self, ref: str, meant: _Found, every: Sequence[Endpoint]) -> Verdict:
+    def _unknown(self, ref: str, every: Iterable[Endpoint]) -> Verdict:
         since = ""
         if (stale_s := self._service.stale_s) is not None:
             since = f", as far as is known here: the store has not answered for {stale_s:.0f} s"
-        if meant.address:
-            text = f"no endpoint has the address {ref}{since}"
+        with contextlib.suppress(ValueError):
+            text = f"no endpoint has the address {ip_address(ref)}{since}"
             return Verdict("not_attached", text, "pyvxlan endpoint ls")
         near = difflib.get_close_matches(ref, [e.name for e in every if e.name], n=1)
         remedy = f"pyvxlan why with {near[0]}" if near else "pyvxlan endpoint ls"
@@ -181,7 +207,9 @@ class Why:
 
     # What they say
 
-    async def _explain(self, side: Side, pair: Pair) -> Side:
+    async def _explain(self, pair: Pair, address: Address) -> Side:
+        """What the host of `pair.own`, which has `address`, says."""
+        side = Side(_label(pair.own), self._host_name(pair.own), str(address))
         try:
             answer = await self._peering.ask(pair.own.host_id, EXPLAIN, pair.emit())
             return replace(side, facts=facts.parse(Facts, answer))
@@ -202,7 +230,7 @@ class Why:
                     watched = await stack.enter_async_context(
                         self._peering.stream(back.own.host_id, TRACE, back.emit() | mark, stop)
                     )
-                    await anext(watched)
+                    await anext(watched, None)
             try:
                 async with self._peering.stream(there.own.host_id, TRACE, sent) as answers:
                     a = replace(a, traced=await _last(answers))
@@ -216,35 +244,42 @@ class Why:
 
 
 async def _last(answers: AsyncIterator[Answer]) -> Traced:
-    """Reads a trace to its end; its last message says what was seen."""
-    messages = [answer async for answer in answers]
+    """Reads a trace to its end; its last message says what was seen.
+
+    Raises:
+        PeerError: It does not end in time.
+        InvalidError: It ended without an answer.
+    """
+    try:
+        async with asyncio.timeout(TRACE_S):
+            messages = [answer async for answer in answers]
+    except TimeoutError as error:
+        raise PeerError(f"its trace did not end within {TRACE_S:g} s") from error
     return facts.parse(Traced, messages[-1] if messages else None)
 
 
-def _meant(ref: str, every: Sequence[Endpoint], names: dict[str, str]) -> _Found:
+def _meant(ref: str, every: Iterable[Endpoint], names: Mapping[str, str]) -> _Found:
     """Finds the endpoints that a reference means: the first kind of reference that fits counts."""
     with contextlib.suppress(ValueError):
         address = ip_address(ref)
         of = (e for e in every if any(one.ip == address for one in e.addresses))
         return _Found(tuple(of), address=address)
-    word = ref.lower()
-    for fits in (
-        lambda e: e.id == ref,
-        lambda e: word in {e.name.lower(), f"{e.name}.{names.get(e.network_id, '')}".lower()},
-        lambda e: word in map(str.lower, e.aliases),
-        lambda e: (
-            word == e.hostname.lower()
-            or (len(ref) >= PREFIX_DIGITS and e.container_id.startswith(ref))
-        ),
-        lambda e: len(ref) >= PREFIX_DIGITS and e.id.startswith(ref),
-    ):
+    word, long = ref.lower(), len(ref) >= PREFIX_DIGITS
+    kinds: Sequence[tuple[bool, Callable[[Endpoint], bool]]] = (
+        (False, lambda e: e.id == ref),
+        (True, lambda e: word in {e.name.lower(), _dotted(e, names)} - {""}),
+        (True, lambda e: word in map(str.lower, e.aliases)),
+        (True, lambda e: e.hostname != "" and word == e.hostname.lower()),
+        (False, lambda e: long and (e.id.startswith(ref) or e.container_id.startswith(ref))),
+    )
+    for named, fits in kinds:
         if found := tuple(e for e in every if fits(e)):
-            named = any(
-                word in {one.lower() for one in (e.name, *e.aliases, e.hostname) if one}
-                for e in found
-            )
             return _Found(found, ref if named else "")
     return _Found(())
+
+
+def _dotted(endpoint: Endpoint, names: Mapping[str, str]) -> str:
+    return f"{endpoint.name}.{names.get(endpoint.network_id, '')}".lower() if endpoint.name else ""
 
 
 def _check_one(ref: str, found: Sequence[Endpoint]) -> None:
@@ -254,11 +289,11 @@ def _check_one(ref: str, found: Sequence[Endpoint]) -> None:
 
 
 def _apart(
-    spec: WhySpec, a: dict[str, Endpoint], b: dict[str, Endpoint], names: dict[str, str]
+    spec: WhySpec, a: Mapping[str, Endpoint], b: Mapping[str, Endpoint], names: Mapping[str, str]
 ) -> Verdict:
     """Says that two endpoints share no network, or not the one that was named."""
 
-    def on(of: dict[str, Endpoint]) -> str:
+    def on(of: Mapping[str, Endpoint]) -> str:
         return ", ".join(sorted(names.get(id_, id_[:12]) for id_ in of))
 
     also = f" ({spec.network} is not on both)" if spec.network else ""

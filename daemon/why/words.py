@@ -35,7 +35,8 @@ class _Drop:
 
 _IN = "nsenter --net={sandbox} ip"
 _OVERLAY = "nsenter --net={netns} ip"
-_HEALS = "the daemon makes it anew within {repair_s:g} s; if not, run pyvxlan status on {host}"
+_HEALS = "{heals}"
+"""What the daemon does by itself."""
 _FAULTS: Mapping[tuple[str, str], _Words] = {
     (facts.ETH, "sandbox"): _Words(
         "the namespace of {name} on {host} ({sandbox}) is gone",
@@ -481,9 +482,14 @@ def _facts(side: Side) -> Facts:
 def _known(side: Side) -> dict[str, object]:
     held = _facts(side)
     known: dict[str, object] = {"name": side.name, "host": side.host}
-    for one in ("vtep", "vtep_link", "peer_vtep", "netns", "veth", "sandbox", "repair_s"):
+    for one in ("vtep", "vtep_link", "peer_vtep", "netns", "veth", "sandbox"):
         known[one] = getattr(held, one)
-    return known | {"ifname": held.ifname or "eth0"}
+    heals = (
+        f"the daemon mends it within {held.repair_s:g} s; if not, run pyvxlan status on {side.host}"
+    )
+    if held.problems:
+        heals = f"the daemon on {side.host} tries to, and says: {held.problems[0]}"
+    return known | {"ifname": held.ifname or "eth0", "heals": heals}
 
 
 def _carrier(side: Side) -> str:

@@ -136,6 +136,25 @@ def test_names_of_compose_and_of_other_runtimes_resolve_on_shared_networks_alone
     bare.detach()
 
 
+def test_why_follows_frames_between_containers(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "whys", "--subnet", "10.58.0.0/24")
+    shown(host2, "whys")
+    run(host1, "w1", "--network", "whys")
+    run(host2, "w2", "--network", "whys")
+    short = host1.docker("inspect", "-f", "{{.Id}}", "w1")[:12]
+    for host, a in ((host1, "w1"), (host2, short)):
+        assert "ok: w1 reaches w2 at 10.58.0.3" in host.cli("why", a, "w2")
+    bare = host2.container()
+    bare.attach("whys", "--name", "bare")
+    assert "ok: bare reaches w1" in host1.cli("why", "bare", "w1")
+    bare.detach()
+    host2.inside("w2", "ip", "link", "set", "eth0", "down")
+    said = host1.cli_try("why", "w1", "w2")
+    assert said.returncode == 1
+    assert "not reached: eth0 in w2 is down" in said.stdout
+
+
 def test_internal_network_has_names_and_no_way_out(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "inner", "--internal", "--subnet", "10.63.0.0/24")

@@ -269,3 +269,10 @@ async def test_socket_that_can_not_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none/api\.sock"):
         async with api.serving(web.Application(), tmp_path / "none" / "api.sock"):
             pass
+
+
+def test_a_question_why_is_passed_on(door: Doorway) -> None:
+    status, said = call(door, "POST", "/v1/why", {"a": "web", "b": "10.0.0.3"})
+    assert (status, said) == (200, {"asked": ["web", "10.0.0.3", ""]})
+    for body in ({"a": "web"}, {"a": "web", "b": 3}, {"a": "web", "b": "db", "via": "n1"}):
+        assert call(door, "POST", "/v1/why", body)[0] == 400
