@@ -87,6 +87,7 @@ def status_text(status: Document) -> str:
         ("host", f"{host['name']} ({short(host['id'])}), VTEP {address}:{host['port']}"),
         ("store", f"{store['url']}, {_store_state(store)}"),
         ("forwarder", _forwarder_state(forwarder)),
+        ("offloads", _offloads(status)),
         ("endpoints", f"{status['endpoints']} on this host, names for {names['sandboxes']}"),
         ("repairs", str(reconcile["repairs"])),
         ("metrics", status["metrics_url"] or "off"),
@@ -122,9 +123,12 @@ def traffic_table(networks: Iterable[Document]) -> str:
                 f"{counters['egress_frames']} ({size(counters['egress_bytes'])})",
                 f"{counters['ingress_frames']} ({size(counters['ingress_bytes'])})",
                 str(drops),
+                "" if network["offloads"] is None else _named(network["offloads"]),
             )
         )
-    return table(("NETWORK", "VNI", "ENDPOINTS", "FRAMES OUT", "FRAMES IN", "DROPS"), rows)
+    return table(
+        ("NETWORK", "VNI", "ENDPOINTS", "FRAMES OUT", "FRAMES IN", "DROPS", "OFFLOADS"), rows
+    )
 
 
 def store_report(report: Document) -> str:
@@ -185,6 +189,20 @@ def _store_state(store: Document) -> str:
     if store["state"] == "init":
         return f"never read{cause}" if cause else "being read"
     return f"not reachable for {duration(store['stale_s'] or 0)}, shown is what was known{cause}"
+
+
+def _offloads(status: Document) -> str:
+    """What the sockets of the underlay use, worker by worker if they differ."""
+    workers = status["workers"]
+    used = [_named(name for name in ("segment", "gro") if worker[name]) for worker in workers]
+    if len(set(used)) > 1:
+        used = [f"worker {w['number']}: {names}" for w, names in zip(workers, used, strict=True)]
+    off = f"; switched off: {' '.join(status['no_offload'])}" if status["no_offload"] else ""
+    return ", ".join(dict.fromkeys(used)) + off if used else f"none known{off}"
+
+
+def _named(names: Iterable[str]) -> str:
+    return " ".join(names) or "none"
 
 
 def _forwarder_state(forwarder: Document) -> str:

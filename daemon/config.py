@@ -27,6 +27,10 @@ ENVIRONMENT_PREFIX = "PYVXLAN_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 DOCKER_PLUGIN = Path("/run/docker/plugins/pyvxlan.sock")
 """One of the places in which Docker looks for plug-ins; the file's name is the driver's."""
+TAP_OFFLOADS = ("csum", "tso4", "tso6", "tso_ecn", "uso4", "uso6")
+"""What the kernel may leave to the forwarder when a container sends."""
+OFFLOADS = (*TAP_OFFLOADS, "segment", "gro")
+"""Beside those of a port: the kernel cuts what is sent to a VTEP, and joins what comes from one."""
 
 Value: TypeAlias = str | int | float | bool | Path | tuple[str, ...] | None
 
@@ -60,6 +64,7 @@ class Settings:
     pools: tuple[str, ...] = ("10.0.0.0/8:24",)
     resolvers: tuple[str, ...] = ()
     outer_checksum: bool = True
+    no_offload: tuple[str, ...] = ()
     reconcile_interval_s: float = 3.0
     plugin_socket: str = "auto"
     docker_socket: Path = Path("/run/docker.sock")
@@ -105,6 +110,7 @@ SETTINGS: Mapping[str, str] = {
     "pools": 'where subnets of new networks come from, each "CIDR:prefix length"',
     "resolvers": "DNS servers for all other names; the host's own if left out",
     "outer_checksum": "whether outer UDP headers get a checksum",
+    "no_offload": f"offloads of the kernel not to use, of {', '.join(OFFLOADS)}; or all",
     "reconcile_interval_s": "seconds between two comparisons of everything with what should be",
     "plugin_socket": 'where Docker finds the plug-in; "auto": the usual place, if run_dir is, too; '
     '"" for nowhere',
@@ -122,6 +128,7 @@ KINDS: Mapping[str, str] = {
     "pools": "list of strings",
     "resolvers": "list of strings",
     "outer_checksum": "true or false",
+    "no_offload": "list of strings",
     "reconcile_interval_s": "number",
 }
 """The type of each setting that is no string, in the words of error messages."""
@@ -447,6 +454,16 @@ def _resolvers(value: Value) -> tuple[str, ...]:
     return value
 
 
+def _no_offload(value: Value) -> tuple[str, ...]:
+    assert isinstance(value, tuple)
+    for name in value:
+        if name not in {*OFFLOADS, "all"}:
+            raise ValueError(
+                f"{name!r} is no offload: there are {', '.join(OFFLOADS)}, and all for all of them"
+            )
+    return tuple(name for name in OFFLOADS if name in value or "all" in value)
+
+
 _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "run_dir": _run_dir,
     "state_dir": _path,
@@ -468,6 +485,7 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "pools": _pools,
     "resolvers": _resolvers,
     "outer_checksum": lambda value: value,
+    "no_offload": _no_offload,
     "reconcile_interval_s": _between(0.1, 3600, " seconds"),
     "plugin_socket": _plugin_socket,
     "docker_socket": _path,

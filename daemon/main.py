@@ -30,6 +30,7 @@ from pyvxlan.daemon.capturing import Capturing
 from pyvxlan.daemon.cleanup import clean_up
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import (
+    KINDS,
     SETTINGS,
     Settings,
     describe,
@@ -130,14 +131,18 @@ def _command(
     config: Path | None,
     check_config: bool,
     cleanup: bool,
-    **given: str | None,
+    **given: str | tuple[str, ...] | None,
 ) -> int:
     """Makes overlay networks on this host.
 
     Every setting may also stand in the configuration file and in the environment: --run-dir is
     run_dir there, and PYVXLAN_RUN_DIR.
     """
-    overrides = {name: text for name, text in given.items() if text is not None}
+    overrides = {
+        name: value if isinstance(value, str) else ",".join(value)
+        for name, value in given.items()
+        if value not in {None, ()}
+    }
     settings, origins = load_with_origins(overrides, environ, config)
     parse_url(settings.store)
     metrics.tls_context(settings)
@@ -165,7 +170,10 @@ command = click.Command(
             help="Configuration file (default /etc/pyvxlan/config.toml, which need not exist).",
         ),
         *(
-            click.Option([flag(name)], metavar="VALUE", help=f"{text[0].upper()}{text[1:]}.")
+            click.Option(
+                [flag(name)], metavar="VALUE", help=f"{text[0].upper()}{text[1:]}.",
+                multiple=KINDS.get(name) == "list of strings",
+            )
             for name, text in SETTINGS.items()
         ),
         click.Option(["--check-config"], is_flag=True, help="Print the settings in effect."),

@@ -167,13 +167,18 @@ def _host_families(reading: Reading) -> Iterator[Family]:
         "gauge", "forwarder_queue_bytes", "What waits to be received, in kernel memory.", "worker"
     )
     room = Family("gauge", "forwarder_queue_limit_bytes", "At most as much can wait.", "worker")
+    offload = Family(
+        "gauge", "forwarder_offload", "1 if the kernel does this for it.", "worker", "offload"
+    )
     for worker in reading.workers:
         name = str(worker.number)
+        offload.add(int(worker.segment), name, "segment")
+        offload.add(int(worker.gro), name, "gro")
         cpu.add(worker.cpu_s, name)
         idle.add(worker.idle_s, name)
         queued.add(worker.queue_bytes, name)
         room.add(worker.queue_limit_bytes, name)
-    yield from (cpu, idle, queued, room)
+    yield from (cpu, idle, queued, room, offload)
     yield gauge("networks", "Networks of the cluster.", reading.cluster_networks)
     hosts = Family("gauge", "hosts", "Hosts of the cluster.", "state")
     hosts.add(reading.hosts_alive, "alive")

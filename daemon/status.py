@@ -118,6 +118,8 @@ class NetworkReading:
     remote: int
     traffic: Traffic
     addresses: tuple[Use, ...]
+    offloads: tuple[str, ...] | None
+    """In use by its port; None if that is none of the forwarder's, or not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ class Status:
         forwarder = {name: int(stats[name]) for name in FORWARDER_FACTS if name in stats}
         state, now = self._state, self._monotonic()
         return Reading(
-            networks=tuple(self._networks(traffic)),
+            networks=tuple(self._networks(traffic, stats.get("offloads", {}))),
             forwarder=forwarder,
             workers=tuple(stats.get("threads", ())),
             underlay={name: int(underlay.get(name, 0)) for name in UNDERLAY_COUNTERS},
@@ -256,6 +258,7 @@ class Status:
             "endpoints": reading.endpoints,
             "names": {"sandboxes": reading.names_served, "queries": reading.name_outcomes},
             "workers": [asdict(worker) for worker in reading.workers],
+            "no_offload": list(self._settings.no_offload),
             "peers": [{"host": name} | dict(peer) for name, peer in reading.peers.items()],
             "reconcile": {"repairs": reading.repairs, "problems": list(reading.problems)},
             "metrics_url": f"{scheme}://{metrics}/metrics" if metrics else None,
@@ -267,6 +270,7 @@ class Status:
                     "netns": str(self._settings.run_dir / "netns" / network.netns),
                     "endpoints": network.local,
                     "remote_endpoints": network.remote,
+                    "offloads": None if network.offloads is None else list(network.offloads),
                     "counters": dict(network.traffic.counters)
                     | {
                         "egress_drops": network.traffic.egress_drops,
@@ -286,7 +290,11 @@ class Status:
             return "synced"
         return "stale" if self._state.known else "init"
 
-    def _networks(self, traffic: Mapping[int, Mapping[str, Any]]) -> list[NetworkReading]:
+    def _networks(
+        self,
+        traffic: Mapping[int, Mapping[str, Any]],
+        offloads: Mapping[int, tuple[str, ...]],
+    ) -> list[NetworkReading]:
         local = self._local
         here: dict[str, int] = {}
         for endpoint in local.endpoints.values():
@@ -308,6 +316,7 @@ class Status:
                     remote=sum(e.host_id != local.host_id for e in endpoints.values()),
                     traffic=Traffic.of(traffic.get(network.vni, {})),
                     addresses=tuple(self._addresses(network)),
+                    offloads=offloads.get(network.vni),
                 )
             )
         return sorted(found, key=lambda network: network.name)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         VtepStats,
         open_tap,
         open_underlay,
+        receive_offload,
         tap_offloads,
     )
     from pyvxlan.errors import (
@@ -139,6 +140,7 @@ __all__ = [
     "parse_datagram",
     "parse_frame",
     "parse_mac",
+    "receive_offload",
     "source_port",
     "tap_offloads",
     "vxlan_header",

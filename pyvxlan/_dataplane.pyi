@@ -36,6 +36,7 @@ __all__ = [
     "parse_tcp",
     "parse_udp",
     "parse_vxlan",
+    "receive_offload",
     "source_port",
     "tap_offloads",
     "vxlan_header",
@@ -103,24 +104,37 @@ DEFAULT_PORT: Final[int]
 MAX_SNAP_BYTES: Final[int]
 """Most bytes that a capture keeps of a frame: 65600, a super-frame with its headers."""
 
-def open_tap(netns_fd: int, name: str, queues: int, mtu: int) -> list[int]:
+def open_tap(
+    netns_fd: int, name: str, queues: int, mtu: int, *, without: Sequence[str] = ()
+) -> list[int]:
     """Opens `queues` queues of the TAP `name` in a namespace, creating it if it is missing.
 
-    Flags IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE; offloads as the kernel grants them;
-    non-blocking, close-on-exec; MTU set; the link stays down. The calling thread is in its own
-    namespace again afterwards, also after an error. The caller owns the descriptors; the TAP
-    lives as long as one of them is open.
+    Flags IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE; all offloads but those of the names in
+    `without`, as the kernel grants them (`tap_offloads`); non-blocking, close-on-exec; MTU set; the
+    link stays down. The calling thread is in its own namespace again afterwards, also after an
+    error. The caller owns the descriptors; the TAP lives as long as one of them is open.
 
     Raises:
         ValueError: `name` is empty, has "/" or spaces or more than 15 bytes; `queues` is not in
-            1-256 or `mtu` not in 68-65521.
+            1-256 or `mtu` not in 68-65521, or no offload has a name in `without`.
         OSError: EPERM without CAP_NET_ADMIN, EBUSY if another kind of TAP has the name.
     """
 
-def tap_offloads(fd: int) -> list[str]:
-    """Offloads granted to a queue's TAP: of csum, tso4, tso6, tso_ecn, uso4, uso6, in that order.
+def tap_offloads(fd: int, *, without: Sequence[str] = ()) -> list[str]:
+    """Asks the TAP of a queue for all offloads but some (TUNSETOFFLOAD), and gives those granted.
 
-    Asks for them anew (TUNSETOFFLOAD), which grants the same as `open_tap` did.
+    Of csum, tso4, tso6, tso_ecn, uso4, uso6, in that order. The kernel grants none without csum,
+    tso_ecn with a tso only, and neither uso without the other. May be done while it is in use.
+
+    Raises:
+        ValueError: No offload has a name in `without`.
+        OSError: It is no queue of a TAP, or was deleted.
+    """
+
+def receive_offload(fd: int, *, on: bool) -> bool:
+    """Lets the kernel join datagrams for a receiving socket (UDP_GRO), or not.
+
+    Says whether it does now; it can from Linux 5.0 on. May be done while it is in use.
     """
 
 def open_underlay(
@@ -168,6 +182,10 @@ class Stats:
     def idle_s(self) -> list[float]:
         """How long each worker has had nothing to do since it began, its present wait included."""
 
+    @property
+    def segmentation(self) -> list[bool]:
+        """Whether the kernel cuts datagrams for each worker (UDP_SEGMENT)."""
+
     def networks(self) -> list[tuple[int, _NetworkCounters]]:
         """Counters of each attached VNI, in order of VNI."""
 
@@ -207,6 +225,12 @@ class Engine:
 
     def resume(self) -> None:
         """Lets workers that were started paused begin; does nothing for others."""
+
+    def switch_segmentation(self, *, on: bool) -> None:
+        """Lets the kernel cut datagrams for the workers (UDP_SEGMENT), or not.
+
+        It does at first. Workers to which it refuses go on without.
+        """
 
     def attach(
         self,

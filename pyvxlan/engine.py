@@ -87,12 +87,14 @@ class VtepStats:
 class Stats:
     """One reading of all counters, summed over workers.
 
-    `networks` by VNI; `vteps` by address, those that datagrams went to or came from; `idle_s` by
-    worker: how long it has had nothing to do since it began.
+    `networks` by VNI; `vteps` by address, those that datagrams went to or came from. By worker:
+    `idle_s`, how long it has had nothing to do since it began, and `segmentation`, whether the
+    kernel cuts datagrams for it.
     """
 
     workers: int
     idle_s: Sequence[float]
+    segmentation: Sequence[bool]
     underlay: UnderlayStats
     networks: Mapping[int, NetworkStats]
     vteps: Mapping[Address, VtepStats]
@@ -111,18 +113,24 @@ class Event:
 
 
 def open_tap(
-    netns: NetnsLike, name: str = "vxlan0", *, queues: int = 1, mtu_bytes: int = 1450
+    netns: NetnsLike,
+    name: str = "vxlan0",
+    *,
+    queues: int = 1,
+    mtu_bytes: int = 1450,
+    without: Iterable[str] = (),
 ) -> list[int]:
     """Opens the queues of a TAP in a network namespace, creating it if it is missing.
 
-    With virtio-net headers and all offloads that the kernel grants. The link stays down; put it
-    into a bridge and set it up. It lives as long as one of its descriptors is open.
+    With virtio-net headers and all offloads that the kernel grants (`tap_offloads`). The link stays
+    down; put it into a bridge and set it up. It lives as long as one of its descriptors is open.
 
     Args:
         netns: The namespace.
         name: Of the link, at most 15 bytes.
         queues: 1 to 256; one per worker is right.
         mtu_bytes: 68 to 65521; the underlay's minus 50, or minus 70 on IPv6.
+        without: Names of offloads not to ask for.
 
     Returns:
         A descriptor per queue, the caller's to close or to give to `Engine.attach`.
@@ -132,22 +140,41 @@ def open_tap(
         OSError: EPERM without CAP_NET_ADMIN, EBUSY if another kind of TAP has that name, ENOENT
             if there is no such namespace.
     """
+    without = tuple(without)
     if isinstance(netns, int):
-        return _dataplane.open_tap(netns, name, queues, mtu_bytes)
+        return _dataplane.open_tap(netns, name, queues, mtu_bytes, without=without)
     descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _dataplane.open_tap(descriptor, name, queues, mtu_bytes)
+        return _dataplane.open_tap(descriptor, name, queues, mtu_bytes, without=without)
     finally:
         os.close(descriptor)
 
 
-def tap_offloads(queue: int) -> list[str]:
-    """Gives the offloads granted to a queue's TAP: of csum, tso4, tso6, tso_ecn, uso4, uso6.
+def tap_offloads(queue: int, *, without: Iterable[str] = ()) -> list[str]:
+    """Asks a queue's TAP for all offloads but some; gives those that it grants from now on.
+
+    They are csum, tso4, tso6, tso_ecn, uso4 and uso6. Linux grants none without csum, tso_ecn with
+    a tso only, and neither uso without the other. May be done while the TAP is in use.
 
     Raises:
+        ValueError: No offload has a name in `without`.
         OSError: It is no descriptor of a TAP.
     """
-    return _dataplane.tap_offloads(queue)
+    return _dataplane.tap_offloads(queue, without=tuple(without))
+
+
+def receive_offload(sock: int, *, on: bool) -> bool:
+    """Lets the kernel join datagrams for a receiving socket of `open_underlay`, or not.
+
+    It does when the socket is opened, from Linux 5.0 on (UDP_GRO). May be done while it is in use.
+
+    Returns:
+        Whether it does now.
+
+    Raises:
+        OSError: It is no descriptor of a socket.
+    """
+    return _dataplane.receive_offload(sock, on=on)
 
 
 def open_underlay(
@@ -234,6 +261,14 @@ class Engine:
         """Lets an engine that was made with `paused` begin. May be repeated."""
         self._engine.resume()
 
+    def switch_segmentation(self, *, on: bool) -> None:
+        """Lets the kernel cut datagrams for the workers (UDP_SEGMENT), or not.
+
+        It does at first, where it can (Linux 4.18). Workers to which it refuses, as for some routes
+        and devices, go on without; `stats` tells.
+        """
+        self._engine.switch_segmentation(on=on)
+
     def attach(
         self,
         vni: int,
@@ -311,6 +346,7 @@ class Engine:
         return Stats(
             raw.workers,
             tuple(raw.idle_s),
+            tuple(raw.segmentation),
             UnderlayStats(**raw.underlay()),
             {vni: NetworkStats(**counters) for vni, counters in raw.networks()},
             {parse_address(vtep): VtepStats(**counters) for vtep, counters in raw.vteps()},

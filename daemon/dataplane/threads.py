@@ -13,6 +13,8 @@ from pathlib import Path
 SO_MEMINFO = 55
 """asm-generic/socket.h; Linux 4.12 or later. Nine u32, in the order of linux/sock_diag.h."""
 _MEMINFO = struct.Struct("9I")
+UDP_GRO = 104
+"""linux/udp.h; Linux 5.0 or later."""
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _THREAD = "vxlan-"
 """Worker N is the thread `vxlan-N`."""
@@ -23,7 +25,8 @@ class Worker:
     """One thread of the forwarder: what it has spent, and what waits in its receiving socket.
 
     `cpu_s` holds what it spent on looking for work; `idle_s` is all time without work. Bytes are of
-    kernel memory, which is more than what the datagrams hold.
+    kernel memory, which is more than what the datagrams hold. `segment` and `gro` tell which
+    offloads are in use: whether the kernel cuts what it sends, and joins what it receives.
     """
 
     number: int
@@ -31,15 +34,20 @@ class Worker:
     idle_s: float
     queue_bytes: int
     queue_limit_bytes: int
+    segment: bool
+    gro: bool
 
 
-def read_workers(pid: int, sockets: Sequence[int], idle_s: Sequence[float]) -> tuple[Worker, ...]:
+def read_workers(
+    pid: int, sockets: Sequence[int], idle_s: Sequence[float], segmentation: Sequence[bool]
+) -> tuple[Worker, ...]:
     """Reads the workers of a forwarder, in order; none of one that is gone.
 
     Args:
         pid: The forwarder's.
         sockets: Those that its workers receive from.
         idle_s: What it says of each worker; one of which it says nothing is left out.
+        segmentation: As well, as long.
     """
     found = []
     with contextlib.suppress(OSError):
@@ -51,16 +59,31 @@ def read_workers(pid: int, sockets: Sequence[int], idle_s: Sequence[float]) -> t
             # proc_pid_stat(5): fields 14 and 15 are utime and stime; `fields` begin with the third.
             ticks = sum(map(int, fields.split()[11:13]))
             index = int(number)
-            queued, limit = _memory(sockets[index])
-            found.append(Worker(index, ticks / _TICKS_PER_S, idle_s[index], queued, limit))
+            with socket.socket(fileno=os.dup(sockets[index])) as sock:
+                queued, limit = _memory(sock)
+                found.append(
+                    Worker(
+                        number=index,
+                        cpu_s=ticks / _TICKS_PER_S,
+                        idle_s=idle_s[index],
+                        queue_bytes=queued,
+                        queue_limit_bytes=limit,
+                        segment=segmentation[index],
+                        gro=_is_joined(sock),
+                    )
+                )
     return tuple(sorted(found, key=lambda worker: worker.number))
 
 
-def _memory(descriptor: int) -> tuple[int, int]:
+def _memory(sock: socket.socket) -> tuple[int, int]:
     """Bytes in a socket's receive queue, and how many there can be."""
-    sock = socket.socket(fileno=os.dup(descriptor))
-    with sock:
-        queued, limit, *_ = _MEMINFO.unpack(
-            sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
-        )
+    raw = sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, _MEMINFO.size)
+    queued, limit, *_ = _MEMINFO.unpack(raw)
     return queued, limit
+
+
+def _is_joined(sock: socket.socket) -> bool:
+    """Whether the kernel joins datagrams for a socket; a kernel that can't says so by refusing."""
+    with contextlib.suppress(OSError):
+        return bool(sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO))
+    return False

@@ -17,9 +17,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from pyvxlan import __version__
-from pyvxlan._dataplane import open_tap, open_underlay
+from pyvxlan._dataplane import open_tap, open_underlay, receive_offload, tap_offloads
 from pyvxlan.capture import DroppedFrame, capture_sockets
-from pyvxlan.daemon.config import Settings
+from pyvxlan.daemon.config import TAP_OFFLOADS, Settings
 from pyvxlan.daemon.dataplane import process
 from pyvxlan.daemon.dataplane.capture import Capture
 from pyvxlan.daemon.dataplane.protocol import (
@@ -57,6 +57,8 @@ class _Network:
     fdb: dict[bytes, str] = field(default_factory=dict)
     neighbours: Mapping[str, bytes] = field(default_factory=dict)
     flood: Sequence[str] = ()
+    offloads: tuple[str, ...] = ()
+    """Those that the kernel has granted its TAP."""
 
     def take(self, update: TableUpdate) -> None:
         """Notes an update that the forwarder has applied."""
@@ -77,7 +79,7 @@ class UserspaceDataplane:
     """A `Dataplane` in the forwarder process.
 
     Args:
-        settings: For the run directory, port, workers, checksum and the forwarder's user.
+        settings: For the run directory, port, workers, checksum, offloads and the forwarder's user.
         vtep: Underlay address of this host.
         events: Where it is noted that the forwarder was replaced.
     """
@@ -86,6 +88,7 @@ class UserspaceDataplane:
         self.restarts = 0
         """How often the forwarder was replaced since `start`."""
         self._settings = settings
+        self._without = tuple(name for name in settings.no_offload if name in TAP_OFFLOADS)
         self._vtep = str(vtep)
         self._events = events or Events()
         self._files = process.ForwarderFiles(settings.run_dir)
@@ -139,10 +142,9 @@ class UserspaceDataplane:
         """
         async with self._connected() as client:
             queues: Sequence[int] = ()
+            offloads: Sequence[str] = ()
             if port.datapath == FORWARDER:
-                queues = await asyncio.to_thread(
-                    open_tap, netns_fd, name, self._settings.workers, port.mtu_bytes
-                )
+                queues, offloads = await asyncio.to_thread(self._open_port, netns_fd, name, port)
             descriptors = PortDescriptors(tuple(queues), os.dup(netns_fd))
             settings = wire.Attachment(**asdict(port))
             try:
@@ -152,10 +154,11 @@ class UserspaceDataplane:
                 raise
             held = self._networks.get(port.vni)
             if held is None:
-                self._networks[port.vni] = _Network(settings, descriptors)
+                held = self._networks[port.vni] = _Network(settings, descriptors)
             else:
                 held.descriptors.close()
                 held.settings, held.descriptors = settings, descriptors
+            held.offloads = tuple(offloads)
 
     async def detach(self, vni: int) -> None:
         """Stops forwarding for a VNI; its TAP goes with the last descriptor."""
@@ -178,7 +181,17 @@ class UserspaceDataplane:
             pid = hello.pid if hello else 0
             return {
                 "workers": counters.workers,
-                "threads": read_workers(pid, self._underlay[: counters.workers], counters.idle_s),
+                "threads": read_workers(
+                    pid,
+                    self._underlay[: counters.workers],
+                    counters.idle_s,
+                    counters.segmentation,
+                ),
+                "offloads": {
+                    vni: held.offloads
+                    for vni, held in self._networks.items()
+                    if not held.settings.only_kept
+                },
                 "underlay": counters.underlay,
                 "networks": counters.networks,
                 "vteps": counters.vteps,
@@ -274,7 +287,9 @@ class UserspaceDataplane:
             client, hello = await self._spawn()
         else:
             client, hello = found
-            if not self._fits(hello):
+            if self._fits(hello):
+                await self._restrict(client)
+            else:
                 client, hello = await self._succeed(client, hello)
         self._client, self._hello = client, hello
         self._ready.set()
@@ -312,6 +327,21 @@ class UserspaceDataplane:
             self._networks[vni] = _Network(
                 state.port, descriptors, dict(state.fdb), state.neighbours, state.flood
             )
+
+    async def _restrict(self, client: ForwarderClient) -> None:
+        """Lets ports and sockets use what the settings leave them, and no more.
+
+        The daemon before this one may have had other settings; what flows meanwhile goes on.
+        """
+        off = self._settings.no_offload
+        await client.switch_segmentation(on="segment" not in off)
+        for sock in self._underlay[: self._settings.workers]:
+            receive_offload(sock, on="gro" not in off)
+        for held in self._networks.values():
+            # A port that was deleted is opened anew by the next comparison.
+            with contextlib.suppress(OSError):
+                for queue in held.descriptors.queues[:1]:
+                    held.offloads = tuple(tap_offloads(queue, without=self._without))
 
     def _fits(self, hello: wire.Hello) -> bool:
         return hello.version == __version__ and self._has_our_underlay(hello)
@@ -355,6 +385,7 @@ class UserspaceDataplane:
                 await client.attach(held.settings, held.descriptors.queues, held.descriptors.netns)
                 if not held.settings.only_kept:
                     await client.update([held.tables()])
+            await self._restrict(client)
             await client.resume()
             hello = await client.hello()
             process.promote(self._files)
@@ -367,6 +398,17 @@ class UserspaceDataplane:
                 ) from error
             raise
         return client, hello
+
+    def _open_port(self, netns_fd: int, name: str, port: PortConfig) -> tuple[list[int], list[str]]:
+        """Opens a TAP; gives its queues and the offloads that it was granted."""
+        queues = open_tap(
+            netns_fd, name, self._settings.workers, port.mtu_bytes, without=self._without
+        )
+        try:
+            return queues, tap_offloads(queues[0], without=self._without)
+        except OSError:
+            close_descriptors(queues)
+            raise
 
     def _open_underlay(self) -> list[int]:
         settings = self._settings

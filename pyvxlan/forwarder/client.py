@@ -71,11 +71,12 @@ class Handover:
 class ForwarderStats:
     """Counters under the engine's names; `networks` by VNI, `vteps` by address, as text.
 
-    `idle_s` is by worker. See `pyvxlan.Stats` for each.
+    `idle_s` and `segmentation` are by worker. See `pyvxlan.Stats` for each.
     """
 
     workers: int
     idle_s: tuple[float, ...]
+    segmentation: tuple[bool, ...]
     underlay: Counters
     networks: Mapping[int, Counters]
     vteps: Mapping[str, Counters]
@@ -177,6 +178,10 @@ class ForwarderClient:
         """
         await self._ask("resume")
 
+    async def switch_segmentation(self, *, on: bool) -> None:
+        """Lets the kernel cut datagrams for the engine (UDP_SEGMENT), or not; at first it does."""
+        await self._ask("segmentation", on)
+
     async def attach(self, settings: Attachment, queues: Sequence[int], netns: int) -> None:
         """Forwards for a VNI. One that is attached gets the new port and keeps its tables.
 
@@ -237,6 +242,7 @@ class ForwarderClient:
         return ForwarderStats(
             workers=expect(answer.get("workers"), int, "workers"),
             idle_s=tuple(expect_items(answer.get("idle_s", []), float, "idle_s")),
+            segmentation=tuple(expect_items(answer.get("segmentation"), bool, "segmentation")),
             underlay=_counters(answer.get("underlay")),
             networks=networks,
             vteps=vteps,

@@ -49,6 +49,10 @@ class Counters(Protocol):
     def idle_s(self) -> Sequence[float]:
         """How long each has had nothing to do."""
 
+    @property
+    def segmentation(self) -> Sequence[bool]:
+        """Whether the kernel cuts datagrams for each."""
+
     def networks(self) -> Sequence[tuple[int, Mapping[str, Any]]]:
         """Counters of each VNI."""
 
@@ -68,6 +72,9 @@ class Engine(Capturing, Protocol):
 
     def resume(self) -> None:
         """Lets the workers begin."""
+
+    def switch_segmentation(self, *, on: bool) -> None:
+        """Lets the kernel cut datagrams, or not."""
 
     def attach(
         self, vni: int, queues: Sequence[int], mtu: int, *, multicast: bool, flood_rate: int
@@ -163,6 +170,7 @@ class Methods:
             "hello": self._hello,
             "configure": self._configure,
             "resume": self._resume,
+            "segmentation": self._segmentation,
             "attach": self._attach,
             "detach": self._detach,
             "update": self._update,
@@ -246,6 +254,11 @@ class Methods:
     def _resume(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
         expect_list(arguments, 0, "arguments of resume")
         self._running().resume()
+        return None, ()
+
+    def _segmentation(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
+        (on,) = expect_items(expect_list(arguments, 1, "arguments of segmentation"), bool, "on")
+        self._running().switch_segmentation(on=on)
         return None, ()
 
     def _attach(
@@ -333,6 +346,7 @@ class Methods:
         return {
             "workers": stats.workers,
             "idle_s": list(stats.idle_s),
+            "segmentation": list(stats.segmentation),
             "underlay": stats.underlay(),
             "networks": networks,
             "vteps": [[vtep, counters] for vtep, counters in stats.vteps()],

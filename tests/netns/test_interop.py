@@ -6,7 +6,9 @@ that is the "container": an address on the bridge.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 import socket
 import threading
@@ -17,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import pyvxlan
+from pyvxlan.daemon.config import OFFLOADS, TAP_OFFLOADS
 from tests.netns.world import command, inside, receive_all, world
 
 pytestmark = pytest.mark.root
@@ -25,11 +28,15 @@ VNI = 0x1234
 
 @dataclass
 class Ends:
-    """Both ends: namespace name, overlay addresses."""
+    """Both ends: namespaces of containers, overlay addresses; and what host 1 runs."""
 
     netns: tuple[str, str]
     v4: tuple[str, str]
     v6: tuple[str, str]
+    host: str
+    engine: pyvxlan.Engine
+    queue: int
+    sockets: list[int]
 
 
 def _container(netns: str, number: int) -> None:
@@ -109,7 +116,12 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
         queues = pyvxlan.open_tap(f"/run/netns/{one.netns}", "vxlan0", queues=2, mtu_bytes=1430)
         command("ip", "-n", one.netns, "link", "set", "vxlan0", "master", "br0", "up", "mtu", 1430)
         sockets = inside(one.netns, lambda: pyvxlan.open_underlay(underlay[0], workers=2))
-        with pyvxlan.Engine(sockets, workers=2) as engine:
+        with contextlib.ExitStack() as stack:
+            # The engine owns those that it gets.
+            queue, *receiving = [os.dup(descriptor) for descriptor in (queues[0], *sockets[:2])]
+            for descriptor in (queue, *receiving):
+                stack.callback(os.close, descriptor)
+            engine = stack.enter_context(pyvxlan.Engine(sockets, workers=2))
             engine.attach(VNI, queues, mtu_bytes=1430)
             engine.apply(VNI, add={"02:42:0a:63:00:02": underlay[1]})
             engine.set_flood(VNI, [underlay[1]])
@@ -120,6 +132,10 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
                 (f"{one.netns}in", f"{two.netns}in"),
                 ("10.99.0.1", "10.99.0.2"),
                 ("fd99::1", "fd99::2"),
+                one.netns,
+                engine,
+                queue,
+                receiving,
             )
         for host in (one, two):
             command("ip", "netns", "del", f"{host.netns}in")
@@ -153,10 +169,14 @@ def test_pings_go_both_ways(ends: Ends, version: str) -> None:
 @pytest.mark.parametrize("version", ["v4", "v6"])
 @pytest.mark.parametrize("client", [0, 1])
 def test_tcp_arrives_bit_exact_in_both_roles(ends: Ends, version: str, client: int) -> None:
+    _transfer(ends, version, client, os.urandom(1 << 20) * 16)
+
+
+def _transfer(ends: Ends, version: str, client: int, payload: bytes) -> None:
+    """Sends `payload` by TCP from one end to the other, and compares what arrives."""
     addresses: tuple[str, str] = getattr(ends, version)
     family = socket.AF_INET if version == "v4" else socket.AF_INET6
     server = 1 - client
-    payload = os.urandom(1 << 20) * 16
     received: list[bytes] = []
     listener = inside(Path(f"/run/netns/{ends.netns[server]}"), lambda: socket.socket(family))
     with listener:
@@ -206,6 +226,11 @@ def test_udp_arrives_in_both_roles(ends: Ends, version: str, client: int, size: 
 @pytest.mark.parametrize("client", [0, 1])
 def test_udp_super_frames_arrive_in_both_roles(ends: Ends, version: str, client: int) -> None:
     """The kernel's vxlan device hands one over a veth uncut, with the inner segments' size."""
+    _send_super_frames(ends, version, client)
+
+
+def _send_super_frames(ends: Ends, version: str, client: int) -> None:
+    """Sends UDP with UDP_SEGMENT from one end to the other, and compares what arrives."""
     udp_segment = 103
     addresses: tuple[str, str] = getattr(ends, version)
     family = socket.AF_INET if version == "v4" else socket.AF_INET6
@@ -226,3 +251,46 @@ def test_udp_super_frames_arrive_in_both_roles(ends: Ends, version: str, client:
             parts = [receiver.recvfrom(65536)[0] for _ in range(21)]
             assert b"".join(parts) == payload
             assert {len(part) for part in parts[:-1]} == {1200}
+
+
+def _sent(netns: str, link: str) -> tuple[int, int]:
+    """Frames and bytes that a link was given; a super-frame is one."""
+    words = ("ip", "-n", netns, "-s", "-json", "link", "show", link)
+    counters = json.loads(command(*words).stdout)[0]["stats64"]["tx"]
+    return counters["packets"], counters["bytes"]
+
+
+def _mean(before: tuple[int, int], after: tuple[int, int]) -> float:
+    return (after[1] - before[1]) / (after[0] - before[0])
+
+
+@pytest.mark.parametrize("off", [(), *((name,) for name in OFFLOADS), OFFLOADS], ids="-".join)
+def test_everything_arrives_without_an_offload_too(ends: Ends, off: tuple[str, ...]) -> None:
+    of_tap = [name for name in off if name in TAP_OFFLOADS]
+    # What the kernel grants only together.
+    missing = set(of_tap) | ({"uso4", "uso6"} if {"uso4", "uso6"} & {*off} else set())
+    missing |= set(TAP_OFFLOADS) if "csum" in off else set()
+    try:
+        granted = pyvxlan.tap_offloads(ends.queue, without=of_tap)
+        assert granted == [name for name in TAP_OFFLOADS if name not in missing]
+        ends.engine.switch_segmentation(on="segment" not in off)
+        for sock in ends.sockets:
+            on = "gro" not in off
+            assert pyvxlan.receive_offload(sock, on=on) is on
+        for version, tso in (("v4", "tso4"), ("v6", "tso6")):
+            before = [_sent(ends.host, link) for link in ("vxlan0", "under0")]
+            for client in (0, 1):
+                _transfer(ends, version, client, os.urandom(1 << 20) * 2)
+            after = [_sent(ends.host, link) for link in ("vxlan0", "under0")]
+            read, written = map(_mean, before, after)
+            # Both ways count: half of the frames are acknowledgements.
+            assert (read > 1500) is (tso in granted)
+            assert (written > 1500) is ("segment" not in off)
+            for client in (0, 1):
+                _send_super_frames(ends, version, client)
+        assert ends.engine.stats().segmentation == ("segment" not in off,) * 2
+    finally:
+        pyvxlan.tap_offloads(ends.queue)
+        ends.engine.switch_segmentation(on=True)
+        for sock in ends.sockets:
+            pyvxlan.receive_offload(sock, on=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -18,10 +19,12 @@ import pytest
 from pyvxlan import encap
 from tests.netns.world import (
     Container,
+    Host,
     World,
     capture,
     end_capture,
     eventually,
+    flowing,
     inside,
     offloads_off,
     socket_in,
@@ -333,6 +336,32 @@ def test_idle_forwarder_uses_no_cpu(trio: Trio) -> None:
     before = ticks()
     time.sleep(2)
     assert ticks() - before <= 4
+
+
+def _offloads(host: Host, network: str) -> tuple[list[str], set[tuple[bool, bool]]]:
+    """What `status` says is in use: by the network's port, and by the workers' sockets."""
+    status = host.status()
+    (port,) = (entry["offloads"] for entry in status["networks"] if entry["name"] == network)
+    return port, {(worker["segment"], worker["gro"]) for worker in status["workers"]}
+
+
+def test_a_daemon_with_other_flags_changes_offloads_under_a_running_flow(trio: Trio) -> None:
+    host = trio.world[1]
+    granted, sockets = _offloads(host, trio.name)
+    assert sockets == {(True, True)}
+    assert {"csum", "tso4", "tso6"} <= {*granted}
+    forwarder = host.forwarder_pid()
+    with flowing(trio.containers[0], trio.containers[1], trio.v4[1]) as flow:
+        for flags, expected in (
+            (("--no-offload", "all"), ([], {(False, False)})),
+            ((), (granted, {(True, True)})),
+        ):
+            host.stop()
+            host.start(*flags)
+            assert _offloads(host, trio.name) == expected
+            flow.goes_on()
+    assert host.forwarder_pid() == forwarder
+    assert re.search(r"^offloads: +segment gro$", host.cli("status"), re.MULTILINE)
 
 
 def test_forwarder_has_no_privileges(trio: Trio) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -248,8 +250,9 @@ class Host:
         with contextlib.suppress(Exception):
             if self.process is not None:
                 self.stop(signal.SIGKILL)
-        with contextlib.suppress(Exception):
-            self.cleanup()
+        if self.log.exists():  # else it was never started, and has made nothing
+            with contextlib.suppress(Exception):
+                self.cleanup()
         for container in self.containers:
             command("ip", "netns", "del", container.netns, check=False)
 
@@ -656,6 +659,67 @@ def transfer(client: Container, server: Container, address: str, payload: bytes)
             assert receive_all(connection, 2) == b"ok"
         thread.join()
     return received[0]
+
+
+class Flow:
+    """One TCP stream that goes on until it is told to end; both ends keep a hash of it."""
+
+    BLOCK = random.Random(4789).randbytes(1 << 16)
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.received = 0
+        self._sent = 0
+        self._client, self._server = client, server
+        self._ending = threading.Event()
+        self._hashes = hashlib.sha256(), hashlib.sha256()
+        self._threads = [threading.Thread(target=part) for part in (self._send, self._receive)]
+        for thread in self._threads:
+            thread.start()
+
+    def goes_on(self, *, within_s: float = 20) -> None:
+        """Returns once more has arrived than can have been on the way when it was called."""
+        enough = self._sent + len(self.BLOCK)
+        eventually(lambda: self.received > enough, within_s=within_s, what="the flow goes on")
+
+    def end(self) -> None:
+        """Ends the stream; fails if what arrived is not what was sent."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        sent, received = self._hashes
+        assert (self.received, received.digest()) == (self._sent, sent.digest())
+
+    def _send(self) -> None:
+        with self._client as connection:
+            while not self._ending.is_set():
+                connection.sendall(self.BLOCK)
+                self._hashes[0].update(self.BLOCK)
+                self._sent += len(self.BLOCK)
+                self._ending.wait(0.005)  # leaves others some of the processor
+
+    def _receive(self) -> None:
+        with self._server as connection:
+            while part := connection.recv(1 << 20):
+                self._hashes[1].update(part)
+                self.received += len(part)
+
+
+@contextlib.contextmanager
+def flowing(client: Container, server: Container, address: str) -> Iterator[Flow]:
+    """A TCP stream from one container to the other while inside; checks its content at the end."""
+    with server.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind((address, 0))
+        listener.listen()
+        sender = client.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sender.connect((address, listener.getsockname()[1]))
+        receiver, _ = listener.accept()
+    for end in (sender, receiver):
+        end.settimeout(60)
+    flow = Flow(sender, receiver)
+    try:
+        yield flow
+    finally:
+        flow.end()
 
 
 def listening(container: Container, port: int, *, within_s: float = 5) -> None:

@@ -317,6 +317,24 @@ fn kernel_without_segmentation_gets_single_datagrams_from_then_on() {
 }
 
 #[test]
+fn segmentation_that_is_switched_off_is_not_asked_for() {
+    let mut bench = bench();
+    let packet = Packet::tcp(false, 1, &[0x5a; 3000]);
+    let (header, frame) = packet.super_frame(1400);
+    // One that can't is found out only if it is asked.
+    bench.underlay.refuse_segmentation(libc::EIO);
+    for (on, calls) in [(false, 1), (true, 1 + 2)] {
+        bench.lane.switch_segmentation(on);
+        bench.port.inject(header.emit(), &frame);
+        bench.lane.egress_round(bench.token, SECOND);
+        assert_eq!(bench.underlay.take().len(), 3);
+        assert_eq!(bench.underlay.send_calls(), calls);
+        assert!(!bench.lane.segmentation(), "switched off, then refused");
+    }
+    assert_eq!(bench.network.stats().egress_drops.total(), 0);
+}
+
+#[test]
 fn datagrams_above_the_underlays_mtu_are_counted_one_by_one() {
     let mut bench = bench();
     bench.underlay.limit(600);

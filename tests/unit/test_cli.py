@@ -409,11 +409,17 @@ STATUS: dict[str, Any] = {
     "names": {"sandboxes": 1},
     "reconcile": {"repairs": 4, "problems": ["could not make eth0"]},
     "metrics_url": None,
+    "workers": [
+        {"number": 0, "segment": True, "gro": True},
+        {"number": 1, "segment": False, "gro": True},
+    ],
+    "no_offload": ["tso6"],
     "networks": [
         {
             "name": "blue",
             "vni": 4097,
             "endpoints": 1,
+            "offloads": ["csum", "tso4"],
             "counters": {
                 "egress_frames": 12,
                 "egress_bytes": 1200,
@@ -433,6 +439,7 @@ def test_status_is_a_page_for_people() -> None:
         "host:           h1 (aaaaaaaaaaaa), VTEP [fd98::1]:4789\n"
         "store:          sqlite:///s.db, not reachable for 5 s, shown is what was known: cut\n"
         "forwarder:      pid 8, 2 workers\n"
+        "offloads:       worker 0: segment gro, worker 1: gro; switched off: tso6\n"
         "endpoints:      1 on this host, names for 1\n"
         "repairs:        4\n"
         "metrics:        off\n"
@@ -441,8 +448,8 @@ def test_status_is_a_page_for_people() -> None:
         "problem:        could not make eth0\n"
         "invalid record: net/x: is not JSON\n"
         "\n"
-        "NETWORK   VNI    ENDPOINTS   FRAMES OUT    FRAMES IN    DROPS\n"
-        "blue      4097   1           12 (1.2 kB)   3 (2.5 MB)   3"
+        "NETWORK   VNI    ENDPOINTS   FRAMES OUT    FRAMES IN    DROPS   OFFLOADS\n"
+        "blue      4097   1           12 (1.2 kB)   3 (2.5 MB)   3       csum tso4"
     )
 
 
@@ -454,8 +461,19 @@ def test_status_says_that_the_cluster_has_moved() -> None:
 
 
 def test_status_without_forwarder_says_where_to_look() -> None:
-    text = cli_format.status_text(STATUS | {"forwarder": {"up": False}, "networks": []})
+    down = {"forwarder": {"up": False}, "networks": [], "workers": []}
+    text = cli_format.status_text(STATUS | down)
     assert "down: see forwarder.log" in text
+    assert "offloads:       none known; switched off: tso6" in text
+
+
+def test_offloads_are_said_once_where_all_workers_use_the_same() -> None:
+    alike = [{"number": number, "segment": False, "gro": False} for number in range(2)]
+    shown = {"workers": alike, "no_offload": [], "networks": [STATUS["networks"][0]]}
+    shown["networks"][0] |= {"offloads": None}
+    text = cli_format.status_text(STATUS | shown)
+    assert "offloads:       none\n" in text
+    assert text.endswith("3       -")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from pyvxlan import tap_offloads
 from pyvxlan.daemon import config
-from pyvxlan.daemon.config import SETTINGS, Settings, describe, load, load_with_origins, run_dir
+from pyvxlan.daemon.config import (
+    OFFLOADS,
+    SETTINGS,
+    TAP_OFFLOADS,
+    Settings,
+    describe,
+    load,
+    load_with_origins,
+    run_dir,
+)
 from pyvxlan.daemon.errors import ConfigError
 
 
@@ -54,6 +64,7 @@ def test_environment_may_name_the_file(tmp_path: Path) -> None:
         ("pools = ['10.0.0.0/8:4']", ["10.0.0.0/8:4"]),
         ("pools = [1]", ["pools", "a list of strings"]),
         ("resolvers = ['dns.example']", ["resolvers", "dns.example", "IP address"]),
+        ("no_offload = ['tso5']", ["no_offload", "'tso5'", *OFFLOADS, "all"]),
         ("gateway_subnet = '172.18.0.1/16'", ["172.18.0.1/16", "172.18.0.0/16"]),
         ("gateway_subnet = 'fd00::/64'", ["fd00::/64"]),
         ("gateway_subnet = '172.18.0.0/30'", ["172.18.0.0/30", "29"]),
@@ -111,6 +122,7 @@ def test_text_of_every_kind_is_understood() -> None:
             "reconcile_interval_s": "0.5",
             "metrics_address": "[::1]:9000",
             "advertise": "eth0",
+            "no_offload": "gro,csum,gro",
         },
         {"PYVXLAN_POOLS": "10.8.0.0/16:24 fd00::/48:64"},
     )
@@ -120,6 +132,16 @@ def test_text_of_every_kind_is_understood() -> None:
     assert settings.metrics_endpoint == ("::1", 9000)
     assert settings.advertise == "eth0"
     assert settings.pools == ("10.8.0.0/16:24", "fd00::/48:64")
+    assert settings.no_offload == ("csum", "gro")
+
+
+def test_all_offloads_have_one_name_together() -> None:
+    assert load({"no_offload": "all"}, {}).no_offload == OFFLOADS
+
+
+def test_offloads_of_a_port_are_those_that_the_data_plane_knows() -> None:
+    with pytest.raises(ValueError, match=f"there are {', '.join(TAP_OFFLOADS)}$"):
+        tap_offloads(0, without=["tso5"])
 
 
 def test_metrics_can_be_turned_off() -> None:

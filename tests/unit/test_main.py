@@ -36,6 +36,12 @@ def test_effective_settings_are_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert re.search(r"^workers = 3 +# flag$", printed, re.MULTILINE)
 
 
+def test_flag_of_a_list_may_be_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--no-offload", "gro", "--no-offload", "tso4,csum")
+    assert run(*flags, "--check-config") == 0
+    assert 'no_offload = ["csum", "tso4", "gro"]' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("args", "environ", "code", "named"),
     [
@@ -45,6 +51,7 @@ def test_effective_settings_are_printed(tmp_path: Path, capsys: pytest.CaptureFi
         ((), {"PYVXLAN_PROT": "1"}, 1, "did you mean PYVXLAN_PORT?"),
         (("--config", "/no/such.toml"), {}, 1, "/no/such.toml"),
         (("--store", "redis://x"), {}, 1, "redis://x"),
+        (("--no-offload", "tso5"), {}, 1, "--no-offload = tso5: 'tso5' is no offload: there are"),
         (("--store", "sqlite://relative.db"), {}, 1, "relative.db"),
     ],
 )

@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pyvxlan import DROP_REASONS, Engine, open_underlay
+from pyvxlan import DROP_REASONS, Engine, open_underlay, receive_offload
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.threads import Worker, read_workers
 from pyvxlan.daemon.errors import ConfigError, DataplaneError, StoreConflictError
@@ -59,10 +59,14 @@ READING = Reading(
                 }
             ),
             addresses=(Use("ipv4", 5, 253),),
+            offloads=("csum",),
         ),
     ),
     forwarder={"pid": 77, "workers": 2, "restarts": 1},
-    workers=(Worker(0, 1.5, 9.5, 4096, 8192), Worker(1, 2.5, 8.5, 0, 8192)),
+    workers=(
+        Worker(0, 1.5, 9.5, 4096, 8192, segment=True, gro=False),
+        Worker(1, 2.5, 8.5, 0, 8192, segment=False, gro=True),
+    ),
     underlay=dict.fromkeys(
         [
             f"{direction}_{what}"
@@ -95,6 +99,7 @@ READING = Reading(
 
 LABELS = (
     *("version", "network", "place", "direction", "reason", "state", "outcome", "worker", "peer"),
+    "offload",
     *("family", "pool", "kind", "call", "method", "le"),
 )
 
@@ -171,6 +176,10 @@ async def test_reading_becomes_samples() -> None:
         "forwarder_cpu_seconds_total/0": 1.5,
         "forwarder_idle_seconds_total/1": 8.5,
         "forwarder_queue_bytes/0": 4096,
+        "forwarder_offload/0/segment": 1,
+        "forwarder_offload/0/gro": 0,
+        "forwarder_offload/1/segment": 0,
+        "forwarder_offload/1/gro": 1,
         "forwarder_queue_limit_bytes/1": 8192,
         "ipam_used_addresses/blue/ipv4": 5,
         "ipam_addresses/blue/ipv4": 253,
@@ -311,13 +320,14 @@ def test_status_reads_what_the_data_plane_counts() -> None:
     async def stats() -> dict[str, object]:
         return {
             "pid": 5,
-            "threads": (Worker(0, 1.5, 2.5, 10, 20),),
+            "threads": (Worker(0, 1.5, 2.5, 10, 20, segment=True, gro=False),),
             "workers": 2,
             "restarts": 0,
             "since": 1.5,
             "underlay": {"sent_datagrams": 3, "drops": {"truncated": 1}},
             "vteps": {"198.18.0.2": {"sent_bytes": 7}, "198.18.0.9": {"sent_bytes": 5}},
             "networks": {4242: {"egress_frames": 9, "egress_drops": {"flood_rate": 2}}},
+            "offloads": {4242: ("csum", "tso4")},
         }
 
     async def refuse() -> dict[str, object]:
@@ -330,7 +340,7 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         door.dataplane.stats = stats
         reading = door.do(door.status.reading())
         assert reading.forwarder == {"pid": 5, "workers": 2, "restarts": 0}
-        assert reading.workers == (Worker(0, 1.5, 2.5, 10, 20),)
+        assert reading.workers == (Worker(0, 1.5, 2.5, 10, 20, segment=True, gro=False),)
         assert {name: peer["sent_bytes"] for name, peer in reading.peers.items()} == {
             "host2": 7,
             "": 5,
@@ -345,9 +355,13 @@ def test_status_reads_what_the_data_plane_counts() -> None:
         assert network.traffic.egress_drops == {"flood_rate": 2}
         document = door.do(door.status.document("1"))
         assert document["networks"][0]["counters"]["egress_drops"] == {"flood_rate": 2}
+        assert document["networks"][0]["offloads"] == ["csum", "tso4"]
+        assert [(w["segment"], w["gro"]) for w in document["workers"]] == [(True, False)]
         assert document["forwarder"]["pid"] == 5
         door.dataplane.stats = refuse
-        assert door.do(door.status.document("1"))["forwarder"]["up"] is False
+        without = door.do(door.status.document("1"))
+        assert without["forwarder"]["up"] is False
+        assert without["networks"][0]["offloads"] is None
 
 
 async def test_page_lists_every_metric_and_no_other() -> None:
@@ -370,13 +384,15 @@ def test_workers_are_read_from_the_kernel() -> None:
         with Engine(sockets, workers=2, paused=True):
             deadline = time.monotonic() + 10
             # A thread has its name shortly after its start.
-            while len(quiet := read_workers(os.getpid(), held, [1.0, 2.0])) < 2:
+            given = [1.0, 2.0], [True, False]
+            while len(quiet := read_workers(os.getpid(), held, *given)) < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
             with socket.socket(type=socket.SOCK_DGRAM) as sender:
                 sender.sendto(bytes(100), ("127.0.0.1", port))
-            waiting = read_workers(os.getpid(), held, [1.0, 2.0])
-            assert len(read_workers(os.getpid(), held, [1.0])) == 1
+            receive_offload(held[1], on=False)
+            waiting = read_workers(os.getpid(), held, *given)
+            assert len(read_workers(os.getpid(), held, [1.0], [True])) == 1
     finally:
         for descriptor in held:
             os.close(descriptor)
@@ -384,7 +400,9 @@ def test_workers_are_read_from_the_kernel() -> None:
     assert [worker.queue_bytes for worker in quiet] == [0, 0]
     assert sum(worker.queue_bytes >= 100 for worker in waiting) == 1
     assert all(worker.queue_limit_bytes > 100_000 and worker.cpu_s >= 0 for worker in waiting)
+    assert [(worker.segment, worker.gro) for worker in quiet] == [(True, True), (False, True)]
+    assert [worker.gro for worker in waiting] == [True, False]
 
 
 def test_workers_of_a_process_that_is_gone_are_none() -> None:
-    assert read_workers(0, (), ()) == ()
+    assert read_workers(0, (), (), ()) == ()

@@ -43,6 +43,11 @@ impl Engine {
         Ok(py.detach(|| self.0.resume())?)
     }
 
+    #[pyo3(signature = (*, on), text_signature = "($self, *, on)")]
+    fn switch_segmentation(&self, on: bool) -> Result<()> {
+        Ok(self.0.switch_segmentation(on)?)
+    }
+
     #[getter]
     fn event_fd(&self) -> RawFd {
         self.0.event_fd()

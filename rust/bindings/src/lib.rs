@@ -29,7 +29,7 @@ mod _dataplane {
     #[pymodule_export]
     use crate::engine::Engine;
     #[pymodule_export]
-    use crate::open::{confine, open_tap, open_underlay, tap_offloads};
+    use crate::open::{confine, open_tap, open_underlay, receive_offload, tap_offloads};
     #[pymodule_export]
     use crate::stats::{drop_reasons, Stats};
     #[pymodule_export]

@@ -3,25 +3,32 @@
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 
 use pyo3::prelude::*;
-use vxlan_dataplane::io;
+use pyo3::pybacked::PyBackedStr;
+use vxlan_dataplane::io::{self, TapOffloads};
 
 use crate::convert::{self, Number};
 use crate::errors::{Error, Result};
 
 #[pyfunction]
+#[pyo3(
+    signature = (netns_fd, name, queues, mtu, *, without=Vec::new()),
+    text_signature = "(netns_fd, name, queues, mtu, *, without=())"
+)]
 pub fn open_tap(
     py: Python<'_>,
     netns_fd: RawFd,
     name: String,
     queues: Number,
     mtu: Number,
+    without: Vec<PyBackedStr>,
 ) -> Result<Vec<RawFd>> {
     let queues = queues.within("number of queues", 1, 256)? as usize;
     let mtu_bytes = mtu.within("MTU", 68, 65_521)?;
+    let wanted = TapOffloads::all_but(&without)?;
     let opened = py.detach(|| {
         let mut opened = Ok(Vec::new());
         io::borrow(netns_fd, |netns| {
-            opened = io::open_tap(netns, &name, queues, mtu_bytes);
+            opened = io::open_tap(netns, &name, queues, mtu_bytes, wanted);
             Ok(())
         })?;
         opened.map_err(Error::from)
@@ -30,8 +37,22 @@ pub fn open_tap(
 }
 
 #[pyfunction]
-pub fn tap_offloads(fd: RawFd) -> Result<Vec<&'static str>> {
-    Ok(io::borrow(fd, io::tap_offloads)?)
+#[pyo3(
+    signature = (fd, *, without=Vec::new()),
+    text_signature = "(fd, *, without=())"
+)]
+pub fn tap_offloads(fd: RawFd, without: Vec<PyBackedStr>) -> Result<Vec<&'static str>> {
+    let wanted = TapOffloads::all_but(&without)?;
+    let granted = io::borrow(fd, |queue| io::ensure_offloads(queue, wanted))?;
+    Ok(granted.names().collect())
+}
+
+#[pyfunction]
+#[pyo3(signature = (fd, *, on), text_signature = "(fd, *, on)")]
+pub fn receive_offload(fd: RawFd, on: bool) -> Result<bool> {
+    Ok(io::borrow(fd, |socket| {
+        io::ensure_receive_offload(socket, on)
+    })?)
 }
 
 #[pyfunction]

@@ -21,6 +21,11 @@ impl Stats {
         self.0.idle_ns.iter().map(seconds).collect()
     }
 
+    #[getter]
+    fn segmentation(&self) -> &[bool] {
+        &self.0.segmentation
+    }
+
     fn networks<'py>(&self, py: Python<'py>) -> PyResult<Vec<(u32, Bound<'py, PyDict>)>> {
         let mut networks = Vec::with_capacity(self.0.networks.len());
         for (vni, stats) in &self.0.networks {

@@ -35,8 +35,9 @@ class FakeStats:
     workers = 2
     idle_s = (0.5, 1.5)
 
-    def __init__(self, vnis: Sequence[int]) -> None:
+    def __init__(self, vnis: Sequence[int], segmentation: Sequence[bool]) -> None:
         self._vnis = vnis
+        self.segmentation = segmentation
 
     def networks(self) -> Sequence[tuple[int, Mapping[str, Any]]]:
         return [
@@ -61,6 +62,7 @@ class FakeEngine:
         self.paused = True
         self.captures: dict[int, tuple[int, Mapping[str, Any]]] = {}
         """Socket, and what was asked for, by number."""
+        self.segmentation = True
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._events: list[tuple[str, ...]] = []
         if not underlay:
@@ -69,6 +71,9 @@ class FakeEngine:
 
     def resume(self) -> None:
         self.paused = False
+
+    def switch_segmentation(self, *, on: bool) -> None:
+        self.segmentation = on
 
     def attach(
         self, vni: int, queues: Sequence[int], mtu: int, *, multicast: bool, flood_rate: int
@@ -105,7 +110,7 @@ class FakeEngine:
         return list(port.fdb.items()), list(port.neighbours.items()), port.flood, port.alive
 
     def stats(self) -> FakeStats:
-        return FakeStats(sorted(self.ports))
+        return FakeStats(sorted(self.ports), [self.segmentation] * 2)
 
     def begin_capture(self, vni: int, socket: int, **wish: Any) -> int:
         if wish["snap_bytes"] < 14:

@@ -285,6 +285,17 @@ async def test_the_last_drops_are_the_engines(path):
         assert await client.recent_drops() == [drop]
 
 
+async def test_segmentation_is_switched_and_told(path):
+    async with rig(path) as made, await made.client() as client:
+        with pytest.raises(ForwarderRefusedError, match="send configure first"):
+            await client.switch_segmentation(on=False)
+        await configured(client)
+        await client.switch_segmentation(on=False)
+        assert (await client.stats()).segmentation == (False, False)
+        await client.switch_segmentation(on=True)
+        assert (await client.stats()).segmentation == (True, True)
+
+
 async def test_handover_gives_a_successor_all_state_and_all_descriptors(path, tmp_path):
     async with rig(path) as made, await made.client() as client:
         await configured(client, [7, 8])

@@ -10,7 +10,14 @@ from ipaddress import ip_address
 
 import pytest
 
-from pyvxlan import Engine, TableDump, capture_sockets, open_underlay, parse_mac
+from pyvxlan import (
+    Engine,
+    TableDump,
+    capture_sockets,
+    open_underlay,
+    parse_mac,
+    receive_offload,
+)
 from tests.unit.library.frames import DESTINATION
 
 
@@ -91,6 +98,19 @@ def test_tables_are_read_back_typed(engine):
     engine.detach(7)
     assert engine.vnis() == []
     os.close(write)
+
+
+def test_segmentation_is_on_until_it_is_switched_off(engine):
+    assert engine.stats().segmentation == (True, True)
+    engine.switch_segmentation(on=False)
+    assert engine.stats().segmentation == (False, False)
+    engine.switch_segmentation(on=True)
+    assert engine.stats().segmentation == (True, True)
+
+
+def test_receive_offload_is_of_sockets_only():
+    with open(os.devnull, "rb") as null, pytest.raises(OSError, match="socket"):
+        receive_offload(null.fileno(), on=True)
 
 
 async def test_waiting_for_events_can_be_given_up(engine):

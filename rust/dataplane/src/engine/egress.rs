@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::counters::{LaneCounters, NetworkCounters};
 use super::droplog::Sight;
 use super::ingress::write_plain;
+use super::segmentation::Segmentation;
 use super::Network;
 use crate::capture::{Direction, Verdict};
 use crate::egress::{decide, Egress, ReplyBuffer};
@@ -38,11 +39,11 @@ pub(super) struct EgressPath {
 }
 
 impl EgressPath {
-    pub fn new(destination_port: u16) -> Self {
+    pub fn new(destination_port: u16, segmentation: Segmentation) -> Self {
         Self {
             batch: FrameBatch::default(),
             reply: ReplyBuffer::new(),
-            out: Outbox::new(destination_port),
+            out: Outbox::new(destination_port, segmentation),
         }
     }
 
@@ -158,8 +159,7 @@ fn inspect(batch: &FrameBatch, index: usize) -> Result<(VnetHdr, &[u8]), DropRea
 #[derive(Debug)]
 struct Outbox {
     destination_port: u16,
-    /// Whether the kernel takes several datagrams as one message (UDP_SEGMENT).
-    segmentation: bool,
+    segmentation: Segmentation,
     headers: Vec<u8>,
     headers_used: usize,
     pieces: Vec<Piece>,
@@ -168,10 +168,10 @@ struct Outbox {
 }
 
 impl Outbox {
-    fn new(destination_port: u16) -> Self {
+    fn new(destination_port: u16, segmentation: Segmentation) -> Self {
         Self {
             destination_port,
-            segmentation: true,
+            segmentation,
             headers: vec![0; HEADER_BYTES],
             headers_used: 0,
             pieces: Vec::with_capacity(MAX_PIECES),
@@ -278,7 +278,7 @@ impl Outbox {
         let destination = SocketAddr::new(vtep, self.destination_port);
         let first_piece = self.pieces.len() as u32;
         self.pieces.extend_from_slice(pieces);
-        if self.segmentation {
+        if self.segmentation.is_on() {
             if let Some(last) = self.queued.last_mut().filter(|last| last.socket == socket) {
                 let last = &mut last.message;
                 let all_equal = last.bytes == u32::from(last.segment) * u32::from(last.segments);
@@ -324,7 +324,7 @@ impl Outbox {
                 },
                 pieces: &self.pieces,
             };
-            wire.send(&load, &self.messages, &mut self.segmentation);
+            wire.send(&load, &self.messages, &self.segmentation);
         }
         self.queued.clear();
         self.pieces.clear();
@@ -350,7 +350,7 @@ struct Wire<'a, U> {
 
 impl<U: Underlay> Wire<'_, U> {
     /// Sends messages in order and counts; returns how many datagrams were sent.
-    fn send(&mut self, load: &Load<'_>, messages: &[Message], segmentation: &mut bool) -> u64 {
+    fn send(&mut self, load: &Load<'_>, messages: &[Message], segmentation: &Segmentation) -> u64 {
         let mut rest = messages;
         let mut sent = 0;
         while let Some(first) = rest.first() {
@@ -388,7 +388,7 @@ impl<U: Underlay> Wire<'_, U> {
     /// Sends the datagrams of one message by themselves, after the kernel refused to cut it.
     ///
     /// If that goes well, it was the cutting, and it is not asked for again.
-    fn send_cut(&mut self, load: &Load<'_>, message: &Message, segmentation: &mut bool) -> u64 {
+    fn send_cut(&mut self, load: &Load<'_>, message: &Message, segmentation: &Segmentation) -> u64 {
         let mut cut = [*message; MAX_SEGMENTS as usize];
         let mut count = 0;
         let mut next_piece = message.first_piece;
@@ -408,9 +408,10 @@ impl<U: Underlay> Wire<'_, U> {
             datagram.segments = 1;
             count += 1;
         }
-        let sent = self.send(load, &cut[..count], &mut false);
+        // No message of one datagram is cut.
+        let sent = self.send(load, &cut[..count], segmentation);
         if sent == u64::from(message.segments) {
-            *segmentation = false;
+            segmentation.switch(false);
         }
         sent
     }

@@ -12,6 +12,7 @@ use ahash::AHashMap;
 use super::counters::{sum_underlay, LaneCounters, UnderlayStats};
 use super::egress::EgressPath;
 use super::ingress::IngressPath;
+use super::segmentation::Segmentation;
 use super::vteps::{vteps, MetVteps, VtepStats};
 use super::watch::{Capture, Watch};
 use super::{DroppedFrame, Network};
@@ -42,6 +43,7 @@ pub struct Lane<P, U> {
     /// By token; None once removed. Tokens are used again.
     readers: Vec<Option<Reader<P>>>,
     pub(super) writers: AHashMap<Vni, Writer<P>>,
+    pub(super) segmentation: Segmentation,
     egress: EgressPath,
     ingress: IngressPath,
 }
@@ -65,6 +67,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
     #[must_use]
     pub fn new(worker: usize, underlay: U, destination_port: u16) -> Self {
         let (book, met) = vteps();
+        let segmentation = Segmentation::new();
         Self {
             worker,
             underlay,
@@ -76,7 +79,8 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             met: Some(met),
             readers: Vec::new(),
             writers: AHashMap::new(),
-            egress: EgressPath::new(destination_port),
+            egress: EgressPath::new(destination_port, segmentation.clone()),
+            segmentation,
             ingress: IngressPath::new(),
         }
     }
@@ -201,6 +205,17 @@ impl<P: Port, U: Underlay> Lane<P, U> {
     #[must_use]
     pub fn recent_drops(&self) -> Vec<DroppedFrame> {
         self.counters.watch.recent_drops()
+    }
+
+    /// Lets the kernel cut datagrams from now on, or not.
+    pub fn switch_segmentation(&self, on: bool) {
+        self.segmentation.switch(on);
+    }
+
+    /// Whether it does: it may have refused.
+    #[must_use]
+    pub fn segmentation(&self) -> bool {
+        self.segmentation.is_on()
     }
 
     /// Reads the counters of the sockets.

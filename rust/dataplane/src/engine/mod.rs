@@ -15,6 +15,7 @@ mod ingress;
 mod lane;
 mod network;
 mod patience;
+mod segmentation;
 mod vteps;
 mod watch;
 mod worker;
@@ -39,7 +40,7 @@ pub use network::{Network, NetworkConfig};
 pub use vteps::VtepStats;
 pub use watch::{Capture, CaptureConfig};
 
-use crate::io::{ReceiveDrops, TapQueue, UdpUnderlay};
+use crate::io::{can_segment, ReceiveDrops, TapQueue, UdpUnderlay};
 use crate::sys::clock;
 use crate::table::{TableError, Tables};
 use crate::wire::{MacAddr, Vni};
@@ -105,6 +106,8 @@ pub struct Stats {
     pub workers: usize,
     /// How long each worker has had nothing to do since it began, in nanoseconds.
     pub idle_ns: Vec<u64>,
+    /// Whether the kernel cuts datagrams for each worker (UDP_SEGMENT).
+    pub segmentation: Vec<bool>,
     /// By VNI, in order.
     pub networks: Vec<(Vni, NetworkStats)>,
     /// The sockets.
@@ -119,6 +122,8 @@ pub struct Engine {
     workers: usize,
     local: SocketAddr,
     event_fd: RawFd,
+    /// Whether the kernel knows UDP_SEGMENT at all (Linux 4.18).
+    can_segment: bool,
     #[allow(clippy::disallowed_types)]
     control: Mutex<Control>,
 }
@@ -184,6 +189,7 @@ impl Engine {
             workers,
             local,
             event_fd: receiver.descriptor(),
+            can_segment: can_segment(send[0].as_fd()),
             control: new_lock(Control {
                 workers: Vec::with_capacity(workers),
                 receive_drops,
@@ -200,6 +206,7 @@ impl Engine {
                 .map_err(system("starting a worker"))?;
             engine.lock().workers.push(worker);
         }
+        engine.switch_segmentation(true)?;
         Ok(engine)
     }
 
@@ -211,6 +218,19 @@ impl Engine {
     pub fn resume(&self) -> Result<(), EngineError> {
         let control = self.open()?;
         control.order_all(|_, done| Order::Resume { done });
+        Ok(())
+    }
+
+    /// Lets the kernel cut datagrams for the workers (UDP_SEGMENT), or not; at first it does, where
+    /// it can. A worker to which it refuses goes on without, which [`Engine::stats`] tells.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Closed`] only.
+    pub fn switch_segmentation(&self, on: bool) -> Result<(), EngineError> {
+        for worker in &self.open()?.workers {
+            worker.segmentation().switch(on && self.can_segment);
+        }
         Ok(())
     }
 
@@ -351,6 +371,10 @@ impl Engine {
         let now_ns = clock::monotonic_ns();
         let workers = control.workers.iter_mut();
         let idle_ns = workers.map(|worker| worker.idle_ns(now_ns)).collect();
+        let workers = control.workers.iter();
+        let segmentation = workers
+            .map(|worker| worker.segmentation().is_on())
+            .collect();
         let mut vteps = BTreeMap::new();
         for worker in &mut control.workers {
             worker.sum_vteps(&mut vteps);
@@ -362,6 +386,7 @@ impl Engine {
         Ok(Stats {
             workers: self.workers,
             idle_ns,
+            segmentation,
             networks: networks
                 .map(|(&vni, network)| (vni, network.stats()))
                 .collect(),

@@ -13,6 +13,7 @@ use super::events::{Event, EventSender};
 use super::idle::{Idle, IdleReader};
 use super::lane::{Lane, Round};
 use super::patience::Patience;
+use super::segmentation::Segmentation;
 use super::vteps::{MetVteps, VtepStats};
 use super::watch::Capture;
 use super::{DroppedFrame, Network};
@@ -66,6 +67,7 @@ pub(super) struct Worker {
     wake: Arc<EventFd>,
     counters: Arc<UnderlayCounters>,
     met: Option<MetVteps>,
+    segmentation: Segmentation,
     idle: IdleReader,
     thread: JoinHandle<()>,
 }
@@ -85,6 +87,7 @@ impl Worker {
         let mut lane = Lane::new(number, underlay, destination_port);
         let counters = Arc::clone(&lane.counters.sockets);
         let met = lane.met.take();
+        let segmentation = lane.segmentation.clone();
         let idle = Arc::<Idle>::default();
         let running = Running {
             lane,
@@ -106,6 +109,7 @@ impl Worker {
             wake,
             counters,
             met,
+            segmentation,
             idle: IdleReader::new(idle),
             thread,
         })
@@ -120,6 +124,11 @@ impl Worker {
     /// The counters of its sockets.
     pub fn counters(&self) -> &UnderlayCounters {
         &self.counters
+    }
+
+    /// Whether the kernel cuts datagrams for it.
+    pub fn segmentation(&self) -> &Segmentation {
+        &self.segmentation
     }
 
     /// Adds what it has counted by VTEP.

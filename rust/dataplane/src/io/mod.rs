@@ -12,9 +12,9 @@ use std::io;
 
 pub use batch::FrameBatch;
 pub(crate) use tap::check_mtu;
-pub use tap::{open_tap, tap_offloads, TapQueue};
-pub(crate) use udp::ReceiveDrops;
-pub use udp::{open_underlay, UdpUnderlay};
+pub use tap::{ensure_offloads, open_tap, TapOffloads, TapQueue};
+pub(crate) use udp::{can_segment, ReceiveDrops};
+pub use udp::{ensure_receive_offload, open_underlay, UdpUnderlay};
 
 pub use crate::sys::descriptor::{adopt, borrow};
 pub use crate::sys::message::{Area, Memory, Message, Piece, Received};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{FrameBatch, OpenError, Port};
 use crate::sys;
 
-/// Offloads to ask for, by name, most wanted first; each set that is tried leaves out one more.
+/// Offloads of a TAP by name.
 const OFFLOADS: [(&str, libc::c_uint); 6] = [
     ("csum", libc::TUN_F_CSUM),
     ("tso4", libc::TUN_F_TSO4),
@@ -17,6 +17,62 @@ const OFFLOADS: [(&str, libc::c_uint); 6] = [
     ("uso4", libc::TUN_F_USO4),
     ("uso6", libc::TUN_F_USO6),
 ];
+
+/// What is asked for step by step where a kernel does not grant everything at once: Linux grants
+/// nothing without csum, tso_ecn with a tso only, and neither uso without the other.
+const STEPS: [libc::c_uint; 7] = [
+    libc::TUN_F_CSUM,
+    libc::TUN_F_TSO4,
+    libc::TUN_F_TSO6,
+    libc::TUN_F_TSO_ECN,
+    libc::TUN_F_USO4 | libc::TUN_F_USO6,
+    libc::TUN_F_USO4,
+    libc::TUN_F_USO6,
+];
+
+/// A set of offloads of a TAP: what it may leave to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TapOffloads(libc::c_uint);
+
+impl TapOffloads {
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    /// All but those of these names.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Invalid`] for a name that no offload has.
+    pub fn all_but<S: AsRef<str>>(names: &[S]) -> Result<Self, OpenError> {
+        let mut wanted = OFFLOADS.iter().fold(0, |bits, (_, bit)| bits | bit);
+        for name in names.iter().map(AsRef::as_ref) {
+            let Some((_, bit)) = OFFLOADS.iter().find(|(known, _)| *known == name) else {
+                let known = OFFLOADS.map(|(name, _)| name).join(", ");
+                return Err(OpenError::Invalid(format!(
+                    "{name:?} is no offload of a TAP: there are {known}"
+                )));
+            };
+            wanted &= !bit;
+        }
+        Ok(Self(wanted))
+    }
+
+    /// The names of those in the set.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        let within = OFFLOADS
+            .into_iter()
+            .filter(move |(_, bit)| self.0 & bit != 0);
+        within.map(|(name, _)| name)
+    }
+
+    fn contains(self, others: Self) -> bool {
+        self.0 & others.0 == others.0
+    }
+
+    fn with(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+}
 
 /// Frames that each queue holds back while its worker does something else, perhaps not running at
 /// all for some milliseconds. The kernel's own 1000 are gone in 5 ms of small frames.
@@ -71,8 +127,9 @@ impl Port for TapQueue {
 
 /// Opens `queues` queues of the TAP `name` in a network namespace, creating it if it is missing.
 ///
-/// Each queue is non-blocking and close-on-exec and has a virtio-net header and as many offloads
-/// as the kernel grants. The link stays down. The calling thread never leaves its namespace.
+/// Each queue is non-blocking and close-on-exec and has a virtio-net header and as many of the
+/// `wanted` offloads as the kernel grants. The link stays down. The calling thread never leaves its
+/// namespace.
 ///
 /// # Errors
 ///
@@ -83,6 +140,7 @@ pub fn open_tap(
     name: &str,
     queues: usize,
     mtu_bytes: u32,
+    wanted: TapOffloads,
 ) -> Result<Vec<OwnedFd>, OpenError> {
     let odd = |c: char| c == '/' || c == ':' || c == '%' || c.is_whitespace() || c.is_control();
     if name.is_empty() || name.len() > 15 || name == "." || name == ".." || name.contains(odd) {
@@ -100,7 +158,9 @@ pub fn open_tap(
     std::thread::scope(|scope| {
         let opener = std::thread::Builder::new().name("open-tap".into());
         let opened = opener
-            .spawn_scoped(scope, || open_inside(netns, name, queues, mtu_bytes))
+            .spawn_scoped(scope, || {
+                open_inside(netns, name, queues, mtu_bytes, wanted)
+            })
             .map_err(OpenError::system("start of a thread"))?;
         opened.join().unwrap_or_else(|_| {
             Err(OpenError::Invalid(format!(
@@ -124,6 +184,7 @@ fn open_inside(
     name: &str,
     queues: usize,
     mtu_bytes: u32,
+    wanted: TapOffloads,
 ) -> Result<Vec<OwnedFd>, OpenError> {
     sys::tap::enter_netns(netns).map_err(OpenError::system("entering the network namespace"))?;
     let mut opened = Vec::with_capacity(queues);
@@ -132,7 +193,7 @@ fn open_inside(
         let queue = sys::tap::open_queue(name).map_err(OpenError::system(what))?;
         opened.push(OwnedFd::from(queue));
     }
-    ensure_offloads(opened[0].as_fd())
+    ensure_offloads(opened[0].as_fd(), wanted)
         .map_err(OpenError::system(format!("offloads of TAP {name:?}")))?;
     let what = format!("MTU {mtu_bytes} of TAP {name:?}");
     sys::tap::set_mtu(name, mtu_bytes).map_err(OpenError::system(what))?;
@@ -141,24 +202,32 @@ fn open_inside(
     Ok(opened)
 }
 
-/// Asks the TAP behind a queue for its offloads anew; names those that it grants.
+/// Asks the TAP behind a queue, and so behind all of its queues, for offloads; gives those that it
+/// grants. Those that it had before and that are not `wanted` end. May be done while it is in use.
 ///
 /// # Errors
 ///
 /// EBADFD if it was deleted, ENOTTY if it is no TAP.
-pub fn tap_offloads(queue: BorrowedFd<'_>) -> io::Result<Vec<&'static str>> {
-    ensure_offloads(queue)
-}
-
-fn ensure_offloads(queue: BorrowedFd<'_>) -> io::Result<Vec<&'static str>> {
-    for count in (0..=OFFLOADS.len()).rev() {
-        let wanted = &OFFLOADS[..count];
-        let bits = wanted.iter().fold(0, |bits, (_, bit)| bits | bit);
-        match sys::tap::set_offloads(queue, bits) {
-            Ok(()) => return Ok(wanted.iter().map(|(name, _)| *name).collect()),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && count > 0 => {}
-            Err(error) => return Err(error),
+pub fn ensure_offloads(queue: BorrowedFd<'_>, wanted: TapOffloads) -> io::Result<TapOffloads> {
+    if grants(queue, wanted)? {
+        return Ok(wanted);
+    }
+    let mut granted = TapOffloads::NONE;
+    sys::tap::set_offloads(queue, granted.0)?;
+    for step in STEPS.map(TapOffloads) {
+        let more = granted.with(step);
+        if wanted.contains(step) && more != granted && grants(queue, more)? {
+            granted = more;
         }
     }
-    Ok(Vec::new())
+    Ok(granted)
+}
+
+/// Whether the TAP takes exactly these; if not, it keeps those that it has.
+fn grants(queue: BorrowedFd<'_>, offloads: TapOffloads) -> io::Result<bool> {
+    match sys::tap::set_offloads(queue, offloads.0) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
 }

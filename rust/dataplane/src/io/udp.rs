@@ -234,12 +234,30 @@ fn open_bound(local: SocketAddr, checksum: bool, shared: bool) -> io::Result<Own
     Ok(opened)
 }
 
-/// Sets what only sockets for receiving need; kernels before 5.0 have no UDP_GRO.
+/// Sets what only sockets for receiving need.
 fn ensure_receiving(receive: BorrowedFd<'_>) -> io::Result<()> {
-    match socket::set_option(receive, libc::SOL_UDP, libc::UDP_GRO, 1) {
-        Err(error) if error.raw_os_error() != Some(libc::ENOPROTOOPT) => return Err(error),
-        _ => {}
-    }
+    ensure_receive_offload(receive, true)?;
     // Others may leave out the checksum over IPv6, too (RFC 6935); the inner one protects it.
     socket::set_option(receive, libc::SOL_UDP, libc::UDP_NO_CHECK6_RX, 1)
+}
+
+/// Lets the kernel join datagrams for a receiving socket (UDP_GRO), or not; says whether it does now.
+/// May be done while it is in use.
+///
+/// # Errors
+///
+/// ENOTSOCK and the like. Not before Linux 5.0, where there is none: it is off.
+pub fn ensure_receive_offload(receive: BorrowedFd<'_>, on: bool) -> io::Result<bool> {
+    match socket::set_option(receive, libc::SOL_UDP, libc::UDP_GRO, on.into()) {
+        Ok(()) => Ok(on),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the kernel can cut what a socket sends into datagrams (UDP_SEGMENT); whether it will,
+/// route and device decide as well.
+pub(crate) fn can_segment(send: BorrowedFd<'_>) -> bool {
+    // Zero says that every message shall say it for itself, which is how it is anyway.
+    socket::set_option(send, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
 }
