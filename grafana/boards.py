@@ -179,6 +179,10 @@ HOST_BOARD = Board(
                 Panel("System calls", "Calls on the underlay's sockets.", "ops",
                       (Query(rate("pyvxlan_underlay_syscalls_total", HOST, "instance, direction"),
                              "{{instance}} {{direction}}"),)),
+                Panel("Threads with offloads", "Share of the threads for which the kernel cuts (segment) "
+                      "and joins (gro) datagrams; without, each is paid for by itself.", "percentunit",
+                      (Query(f"avg by (instance, offload) (pyvxlan_forwarder_offload{{{HOST}}})",
+                             "{{instance}} {{offload}}"),)),
                 DROPS,
                 Panel("Forwarder replaced", "How often the daemon had to start another one.", "none",
                       (Query(f"increase(pyvxlan_forwarder_restarts_total{{{HOST}}}[1h])",
