@@ -257,10 +257,11 @@ async def upstream_server(
     answer: Callable[[bytes, bool], bytes | None], host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[Server]:
     made = Server(answer)
+    udp, tcp = sockets_on_one_port(host, port)
+    made.port = udp.getsockname()[1]
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(lambda: made, local_addr=(host, port))
-    made.port = transport.get_extra_info("sockname")[1]
-    stream = await asyncio.start_server(made.serve_stream, host, made.port)
+    transport, _ = await loop.create_datagram_endpoint(lambda: made, sock=udp)
+    stream = await asyncio.start_server(made.serve_stream, sock=tcp)
     try:
         yield made
     finally:
@@ -278,17 +279,22 @@ def reply(query: bytes, *addresses: str, rcode: int = 0) -> bytes:
     return response.to_wire(max_size=65535)
 
 
-def sockets_on_one_port() -> tuple[socket.socket, socket.socket]:
-    """UDP and listening TCP on one port of 127.0.0.1 that is free for both."""
+def sockets_on_one_port(
+    host: str = "127.0.0.1", port: int = 0
+) -> tuple[socket.socket, socket.socket]:
+    """UDP and listening TCP on one port of a local address; if it may be any, one free for both."""
     while True:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        udp.bind(("127.0.0.1", 0))
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
+            udp.bind((host, port))
             tcp.bind(udp.getsockname())
         except OSError:
             udp.close()
             tcp.close()
+            if port:
+                raise
         else:
             tcp.listen()
             return udp, tcp

@@ -110,7 +110,7 @@ def test_command_reads_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
         return {
             "pid": 5,
             "workers": 1,
-            "threads": (Worker(0, 1.0, 0.0, 0, 100),),
+            "threads": (Worker(0, 1.0, 0.0, 0, 100, segment=True, gro=True),),
             "networks": {4242: {"egress_frames": next(sent)}},
             "vteps": {"198.18.0.2": {"sent_bytes": 7}},
         }
