@@ -6,10 +6,8 @@ All are made of text, numbers and tuples, so that `emit` and `parse` are the sam
 from __future__ import annotations
 
 import builtins
-import collections.abc
 import types
 import typing
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -113,13 +111,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """What one host has seen of marked frames, and counted meanwhile."""
+    """What one host has seen of marked frames."""
 
     seen: tuple[Seen, ...]
     watched: tuple[str, ...]
     """Stops that could be watched at all."""
-    drops: Mapping[str, int]
-    """By reason, of the network and of the underlay, in both directions."""
+    drops: tuple[str, ...]
+    """Reasons for which its forwarder has dropped frames between the two meanwhile."""
     problem: str = ""
     """Why the container's kernel did not send."""
     neighbour: str = ""
@@ -156,8 +154,6 @@ def _parse(kind: Any, value: Any) -> Any:
             return None if value is None else _parse(some, value)
         case builtins.tuple:
             return tuple(_parse(arguments[0], one) for one in value)
-        case collections.abc.Mapping:
-            return {_parse(str, key): _parse(arguments[1], one) for key, one in value.items()}
     if type(value) is not kind:
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections import Counter
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -35,8 +35,8 @@ PATIENCE_S = 1.0
 """How long the last of them may take there and back, if nothing is known to be wrong."""
 HASTE_S = 0.3
 """The same if something is."""
-COUNTERS_S = 1.0
-"""How long the forwarder may take for its counters, which are a hint and no more."""
+MEMORY_S = 1.0
+"""How long the forwarder may take to tell what it dropped."""
 LONGEST_S = 30.0
 """A trace that nobody ends, ends by itself."""
 
@@ -48,7 +48,7 @@ class Tracer:
         state: For the networks.
         local: What is attached here.
         net: The kernel.
-        dataplane: Counts what is dropped.
+        dataplane: Remembers what it has dropped.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Tracer:
         mark, send = _mark(arguments), arguments.get("send") is True
         here, network, netns = self._place(pair)
         name = await self._inner_name(pair, here, netns) or here.ifname
-        before = await self._drops(network.vni)
+        since_ns = time.time_ns()
         with _Watch(mark) as watch:
             await self._watch(watch, here, netns, name)
             yield {"ready": True}
@@ -79,12 +79,11 @@ class Tracer:
                 else:
                     await stop.wait()
             watch.read()
-            after = await self._drops(network.vni) if before is not None else None
             yield facts.emit(
                 Traced(
                     seen=tuple(sorted(watch.seen, key=str)),
                     watched=tuple(watch.sockets),
-                    drops=dict(after - before) if after and before is not None else {},
+                    drops=await self._drops(pair, since_ns),
                     problem=problem,
                     neighbour=await self._neighbour(pair, here, netns),
                     path_mtu=await self._path_mtu(pair, here.sandbox) if send else 0,
@@ -166,18 +165,20 @@ class Tracer:
                     return ""
         return problem
 
-    async def _drops(self, vni: int) -> Counter[str] | None:
-        """Drops of a network and of the underlay by reason; None if the forwarder is silent."""
+    async def _drops(self, pair: Pair, since_ns: int) -> tuple[str, ...]:
+        """Why the forwarder has dropped frames between the two since; nothing if it is silent."""
+        macs = (pair.own.mac + pair.peer.mac, pair.peer.mac + pair.own.mac)
         try:
-            async with asyncio.timeout(COUNTERS_S):
-                stats: Mapping[str, Any] = await self._dataplane.stats()
+            async with asyncio.timeout(MEMORY_S):
+                dropped = await self._dataplane.recent_drops()
         except (DaemonError, TimeoutError):
-            return None
-        network = dict(stats["networks"]).get(vni, {})
-        drops = Counter(stats["underlay"].get("drops", {}))
-        for direction in ("egress_drops", "ingress_drops"):
-            drops.update(network.get(direction, {}))
-        return drops
+            return ()
+        reasons = (
+            one.reason
+            for one in dropped
+            if one.time_ns >= since_ns and one.headers.startswith(macs)
+        )
+        return tuple(dict.fromkeys(reasons))
 
     async def _inner_name(self, pair: Pair, here: LocalEndpoint, netns: str) -> str:
         survey = await self._net.survey(netns, host_ifname(here.id), here.sandbox, pair.toward)

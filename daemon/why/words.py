@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pyvxlan.daemon.dataplane import KERNEL
 from pyvxlan.daemon.model import OVERHEAD_BYTES
+from pyvxlan.daemon.reasons import in_words
 from pyvxlan.daemon.why import facts
 from pyvxlan.daemon.why.case import ALL, LARGE, NONE, Finding, Side
 from pyvxlan.daemon.why.facts import FULL, REQUEST, Entry, Facts, Fault, Resolution
@@ -22,15 +23,6 @@ class _Words:
     text: str
     remedy: str
     breaks: frozenset[str] = ALL
-
-
-@dataclass(frozen=True, slots=True)
-class _Drop:
-    """What a reason for a drop means."""
-
-    code: str
-    text: str
-    remedy: str
 
 
 _IN = "nsenter --net={sandbox} ip"
@@ -111,39 +103,17 @@ _LABELS = {
     facts.PORT: "vxlan0, to the tunnels",
     facts.UNDERLAY: "{vtep_link}, the underlay ({vtep})",
 }
-_REASONS: Mapping[str, _Drop] = {
-    "frame_too_big": _Drop(
-        "mtu", "it is longer than the network's MTU", "set the same MTU inside, as the network has"
-    ),
-    "underlay_mtu": _Drop(
-        "mtu", "it is longer than the underlay's MTU", "ip link on {host}; lower the network's MTU"
-    ),
-    "underlay_error": _Drop(
-        "firewall",
-        "the kernel refuses to send, for want of a route or by a rule",
-        "nft list ruleset, and ip route get {peer_vtep}, on {host}",
-    ),
-    "source_not_vtep": _Drop(
-        "vtep_wrong",
-        "it comes from an address that is no VTEP of the network",
-        "look for NAT on the underlay, and for a wrong --advertise",
-    ),
-    "source_mac_unknown": _Drop(
-        "mac_unknown", "no endpoint has its source MAC", "pyvxlan status on {host}: is it in step?"
-    ),
-    "source_mac_elsewhere": _Drop(
-        "mac_unknown",
-        "its source MAC is that of an endpoint on another host",
-        "pyvxlan endpoint ls on {host}",
-    ),
-    "destination_unknown": _Drop(
-        "fdb_missing", "no remote endpoint has its MAC", "pyvxlan endpoint ls on {host}"
-    ),
-    "vni_unknown": _Drop(
-        "vni_unknown", "no network there has its VNI", "pyvxlan network ls on both hosts"
-    ),
+_DROPS: Mapping[str, tuple[str, str]] = {
+    "frame_too_big": ("mtu", "set the same MTU inside, as the network has"),
+    "underlay_mtu": ("mtu", "ip link on {host}, or create the network with a smaller --mtu"),
+    "underlay_error": ("firewall", "nft list ruleset, and ip route get {peer_vtep}, on {host}"),
+    "source_not_vtep": ("vtep_wrong", "look for NAT on the underlay, and for a wrong --advertise"),
+    "source_mac_unknown": ("mac_unknown", "pyvxlan status on {host}: is it in step?"),
+    "source_mac_elsewhere": ("mac_unknown", "pyvxlan endpoint ls on {host}"),
+    "destination_unknown": ("fdb_missing", "pyvxlan endpoint ls on {host}"),
+    "vni_unknown": ("vni_unknown", "pyvxlan network ls on both hosts"),
 }
-"""What the forwarder's drops mean here; docs/dataplane.md has all of them."""
+"""What a reason for a drop means here, and what to do; of others docs/dataplane.md says it."""
 
 
 def place(stop: str, side: Side) -> str:
@@ -427,16 +397,15 @@ def tunnel_end(here: Side, there: Side, size: str, *, outwards: bool) -> Finding
     held = _facts(here)
     if outwards and held.pinged is False and there.facts is None:
         return _vtep_unreachable(here, there)
-    drops = here.traced.drops if here.traced else {}
-    if reason := max((one for one in drops if one in _REASONS), key=drops.__getitem__, default=""):
-        told = _REASONS[reason]
+    if here.traced and here.traced.drops:
+        reason = here.traced.drops[-1]
+        code, remedy = _DROPS.get(reason, ("dropped", "pyvxlan drops on {host}"))
         return Finding(
-            told.code,
+            code,
             here,
             facts.TABLES,
-            f"the {_carrier(here)} on {here.host} drops the frame{_of(size)}: "
-            f"{told.text} ({reason})",
-            told.remedy.format_map(_known(here)),
+            f"the {_carrier(here)} on {here.host} drops the frame{_of(size)}: {in_words(reason)}",
+            remedy.format_map(_known(here)),
         )
     if size == FULL:
         return Finding(

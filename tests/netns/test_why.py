@@ -68,8 +68,11 @@ class Scene:
         made = Pair(
             network, self.h1.container(f"a-{name}"), (second or self.h2).container(f"b-{name}")
         )
-        made.a.attach(network, "--name", f"a-{name}")
-        made.b.attach(network, "--name", f"b-{name}")
+        for container, what in ((made.a, "a"), (made.b, "b")):
+            # As `Container.attach`, without the time in which a command starts.
+            body = {"network": network, "sandbox": container.netns, "name": f"{what}-{name}"}
+            api = ApiClient(container.host.run_dir)
+            container.endpoints.append(api.post("endpoints", body=body, doing=""))
         return made
 
     def vni(self, network: str) -> int:
@@ -410,7 +413,7 @@ OUTAGES = (
     Outage(udp_blocked, "udp_blocked", "between them blocks UDP port 4789", "UDP port 4789"),
     Outage(black_hole, "mtu", "carries less than 1500 bytes", "an MTU of 1500"),
     Outage(small_underlay, "mtu", "under0 of h1 has 1400", "ip link set under0 mtu 1500"),
-    Outage(rule_on_h1, "firewall", "on h1", "nft list ruleset"),
+    Outage(rule_on_h1, "firewall", "(underlay_error)", "nft list ruleset"),
     Outage(rule_on_h2, "firewall", "not to the forwarder: a rule there", "nft list ruleset on h2"),
     Outage(rule_on_the_way_back, "firewall", "198.18.0.1 of h1", "nft list ruleset on h1"),
     Outage(bridge_down, "bridge_down", "br0 is down on h2", "link set br0 up"),

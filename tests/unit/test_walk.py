@@ -8,11 +8,15 @@ from typing import Any
 
 import pytest
 
+from pyvxlan.capture import DroppedFrame
+from pyvxlan.daemon.dataplane.memory import MemoryDataplane
 from pyvxlan.daemon.errors import InvalidError
 from pyvxlan.daemon.peering import Arguments, Peering
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec, WhySpec
-from pyvxlan.daemon.why import EXPLAIN, TRACE, Why, facts
+from pyvxlan.daemon.why import EXPLAIN, TRACE, Tracer, Why, facts
+from pyvxlan.daemon.why.explain import Pair
 from tests.unit.cluster import Node
+from tests.unit.memory_net import endpoint, host, network
 from tests.unit.test_why import ALL, BIG, facts_of, traced
 
 
@@ -138,3 +142,23 @@ async def test_endpoints_of_networks_elsewhere_are_found_too(asked: Asked, two: 
     # Its host can't be asked, since this one has no channel.
     assert said["code"] == "unheard"
     assert "host1 can't be asked, since this host has peer_port = 0" in said["text"]
+
+
+async def test_drops_of_others_and_of_before_are_none_of_a_trace(one: Node) -> None:
+    own, peer = (
+        endpoint(number, network(), host(), mac=bytes([2, 0, 0, 0, 0, number])) for number in (1, 2)
+    )
+    dataplane = MemoryDataplane()
+    tracer = Tracer(state=one.state, local=one.local, net=None, dataplane=dataplane)  # type: ignore[arg-type]
+    dataplane.drops = [
+        DroppedFrame(time_ns, 1, "egress", reason, 4097, None, 98, b"".join(macs) + b"\x08\x00")
+        for time_ns, reason, macs in (
+            (9, "underlay_full", (peer.mac, own.mac)),
+            (10, "underlay_error", (peer.mac, own.mac)),
+            (11, "destination_unknown", (peer.mac, bytes(6))),
+            (12, "source_not_vtep", (own.mac, peer.mac)),
+            (13, "underlay_error", (peer.mac, own.mac)),
+        )
+    ]
+    found = await tracer._drops(Pair(own, peer, peer.addresses[0].ip), 10)
+    assert found == ("underlay_error", "source_not_vtep")

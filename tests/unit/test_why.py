@@ -59,7 +59,7 @@ def traced(seen: str, **changed: Any) -> Traced:
         Seen(*word.strip("!").split(":"), facts.FULL if "!" in word else facts.SMALL)
         for word in seen.split()
     )
-    return replace(Traced(found, STOPS, {}), **changed)
+    return replace(Traced(found, STOPS, ()), **changed)
 
 
 THERE = "eth:request veth:request vxlan0:request underlay:request"
@@ -126,18 +126,19 @@ def test_where_a_frame_ends_says_why(seen_a: str, seen_b: str, code: str, text: 
 
 
 @pytest.mark.parametrize(
-    ("drops", "code"),
+    ("drops", "code", "text"),
     [
-        ({"underlay_error": 3}, "firewall"),
-        ({"destination_unknown": 3, "port_full": 90}, "fdb_missing"),
-        ({"underlay_mtu": 1, "destination_unknown": 3}, "fdb_missing"),
-        ({"multicast_off": 3}, "firewall"),
+        (("underlay_error",), "firewall", "the kernel refused to send"),
+        (("port_full", "destination_unknown"), "fdb_missing", "(destination_unknown)"),
+        (("underlay_full",), "dropped", "the underlay's queue was full"),
+        (("of_a_later_version",), "dropped", "of_a_later_version"),
     ],
 )
-def test_drops_of_the_forwarder_say_why(drops: dict[str, int], code: str) -> None:
-    assert (
-        verdict("eth:request veth:request vxlan0:request", "", trace={"drops": drops}).code == code
-    )
+def test_drops_of_the_forwarder_say_why(drops: tuple[str, ...], code: str, text: str) -> None:
+    said = verdict("eth:request veth:request vxlan0:request", "", trace={"drops": drops})
+    assert said.code == code
+    assert said.text.startswith("the forwarder on h1 drops the frame: ")
+    assert text in said.text
 
 
 @pytest.mark.parametrize(
@@ -278,7 +279,7 @@ def test_facts_are_read_back_as_written(held: Facts) -> None:
 
 
 def test_a_trace_is_read_back_as_written() -> None:
-    held = traced(ALL, drops={"underlay_mtu": 3}, path_mtu=9)
+    held = traced(ALL, drops=("underlay_mtu",), path_mtu=9)
     assert facts.parse(Traced, facts.emit(held)) == held
 
 
