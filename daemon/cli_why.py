@@ -55,6 +55,10 @@ def text(found: Document) -> str:
     lines.append(f"{'ok' if found['reachable'] else 'not reached'}: {found['text']}")
     if found["remedy"]:
         lines.append(f"to mend it: {found['remedy']}")
+    for end in ("from", "to"):
+        unheard = found[end]["unheard"] if found[end] else ""
+        if unheard and unheard not in found["text"]:
+            lines += ["", f"{found[end]['host']} was not asked: {unheard}"]
     for other in found["also"]:
         lines += ["", f"also: {other['text']}", f"to mend it: {other['remedy']}"]
     return "\n".join(lines)

@@ -66,6 +66,8 @@ def findings(case: Case) -> Iterator[Finding]:
     """What is not as it should be on both sides, from A to B."""
     yield from _of_side(case, case.a, case.b)
     yield from reversed(tuple(_of_side(case, case.b, case.a)))
+    if _narrow(case.a) and not any(one.code == "eth_mtu" for one in _of_side(case, case.a, case.b)):
+        yield words.narrow(case.a, case.b)
     resolution = case.a.facts.resolution if case.a.facts else None
     if resolution and (resolution.problem or case.b.address not in resolution.addresses):
         yield words.unresolved(case.a, resolution, case.b.address)
@@ -139,11 +141,11 @@ def _way(case: Case) -> list[tuple[Side, str]]:
 
 def _lost(case: Case, size: str) -> _Loss | None:
     """Where the frames of a size ended; None if one went there and back, or is not sent at all."""
-    held, traced = case.a.facts, case.a.traced
+    traced = case.a.traced
     if traced is None or Seen(facts.ETH, REPLY, size) in traced.seen:
         return None
-    if size == FULL and held and 0 < traced.path_mtu < held.mtu:
-        return None  # The container knows what gets through, and sends no more.
+    if size == FULL and _narrow(case.a):
+        return None
     way = _way(case)
     points = [
         _Point(side, stop, kind)
@@ -155,6 +157,11 @@ def _lost(case: Case, size: str) -> _Loss | None:
     if last + 1 == len(points):
         return None
     return _Loss(points[last] if last >= 0 else None, points[last + 1], size)
+
+
+def _narrow(side: Side) -> bool:
+    """Whether a container knows that less than the network's MTU gets through."""
+    return bool(side.facts and side.traced and 0 < side.traced.path_mtu < side.facts.mtu)
 
 
 def _culprit(case: Case, loss: _Loss, broken: Sequence[Finding]) -> Finding:

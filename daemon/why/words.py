@@ -275,6 +275,22 @@ def underlay_mtu(side: Side, needed: int) -> Finding:
     )
 
 
+def narrow(side: Side, other: Side) -> Finding:
+    """A container has been told that less than its network's MTU gets through."""
+    assert side.traced
+    held, known = _facts(side), side.traced.path_mtu
+    return Finding(
+        "mtu",
+        side,
+        facts.UNDERLAY,
+        f"{side.name} knows that packets of at most {known} bytes get to {other.name}, and sends "
+        f"no longer ones, though the network has MTU {held.mtu}",
+        f"find out where the path between {side.host} and {other.host} is narrow, or create the "
+        f"network with --mtu {known}",
+        NONE,
+    )
+
+
 def unresolved(side: Side, found: Resolution, address: str) -> Finding:
     """The name server inside A does not give B's address."""
     held = _facts(side)

@@ -197,7 +197,10 @@ def test_full_frames_count_only_after_small_ones() -> None:
 
 
 def test_a_container_that_knows_a_smaller_path_mtu_reaches() -> None:
-    assert verdict(ALL, ALL, trace={"path_mtu": 1300}).reachable
+    said = verdict(ALL, ALL, trace={"path_mtu": 1300})
+    assert said.reachable
+    assert [one.code for one in said.also] == ["mtu"]
+    assert "at most 1300 bytes get to db" in said.also[0].text
     assert not verdict(ALL, ALL, trace={"path_mtu": 1450}).reachable
 
 
