@@ -71,6 +71,7 @@ class Api:
         events: Gives that of `GET /v1/events`, from a number on.
         why: Gives that of `POST /v1/why`.
         capturing: Captures frames, and knows the last that were dropped.
+        peers: Gives that of `GET /v1/peers`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Api:
         events: Callable[[int], list[Document]],
         why: Callable[[WhySpec], Awaitable[Document]],
         capturing: Capturing,
+        peers: Callable[[], Awaitable[list[Document]]],
     ) -> None:
         self._service = service
         self._local = local
@@ -91,6 +93,7 @@ class Api:
         self._events = events
         self._why = why
         self._capturing = capturing
+        self._peers = peers
 
     def application(self) -> web.Application:
         """Makes the application that serves all paths."""
@@ -102,6 +105,7 @@ class Api:
                 web.get("/v1/status", self._show_status),
                 web.get("/v1/events", self._list_events),
                 web.post("/v1/why", self._explain),
+                web.get("/v1/peers", self._list_peers),
                 web.get("/v1/hosts", self._list_hosts),
                 web.get("/v1/networks", self._list_networks),
                 web.post("/v1/networks", self._create_network),
@@ -139,6 +143,10 @@ class Api:
     async def _explain(self, request: web.Request) -> web.Response:
         _query(request)
         return _answer(await self._why(parse_why_request(await _body(request))))
+
+    async def _list_peers(self, request: web.Request) -> web.Response:
+        _query(request)
+        return _answer(await self._peers())
 
     async def _list_hosts(self, request: web.Request) -> web.Response:
         _query(request)
@@ -329,7 +337,8 @@ def _explanation(request: web.Request, error: web.HTTPException) -> str:
         case web.HTTPRequestEntityTooLarge():
             remedy = f"a body has at most {BODY_MAX_BYTES} bytes"
         case web.HTTPNotFound():
-            remedy = "paths are /v1/ and status, events, hosts, networks or endpoints (docs/api.md)"
+            known = "status, events, peers, hosts, networks or endpoints"
+            remedy = f"paths are /v1/ and {known} (docs/api.md)"
         case _:
             remedy = error.reason
     return f"{request.method} {request.path}: {remedy}"

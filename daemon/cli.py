@@ -36,6 +36,7 @@ from pyvxlan.daemon.cli_options import (
     pairs,
     print_list,
 )
+from pyvxlan.daemon.cli_peers import peers
 from pyvxlan.daemon.cli_store import store
 from pyvxlan.daemon.cli_top import top
 from pyvxlan.daemon.cli_why import why
@@ -379,7 +380,7 @@ def completion(shell: str) -> None:
     click.echo(kind(cli, {}, "pyvxlan", "_PYVXLAN_COMPLETE").source())
 
 
-for _command in (capture, debug, docker, doctor, drops, events, store, top, why):
+for _command in (capture, debug, docker, doctor, drops, events, peers, store, top, why):
     cli.add_command(_command)
 
 

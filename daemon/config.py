@@ -65,6 +65,7 @@ class Settings:
     resolvers: tuple[str, ...] = ()
     outer_checksum: bool = True
     no_offload: tuple[str, ...] = ()
+    probe_interval_s: float = 1.0
     reconcile_interval_s: float = 3.0
     plugin_socket: str = "auto"
     docker_socket: Path = Path("/run/docker.sock")
@@ -111,6 +112,7 @@ SETTINGS: Mapping[str, str] = {
     "resolvers": "DNS servers for all other names; the host's own if left out",
     "outer_checksum": "whether outer UDP headers get a checksum",
     "no_offload": f"offloads of the kernel not to use, of {', '.join(OFFLOADS)}; or all",
+    "probe_interval_s": "seconds between probes of the tunnel to another host; 0 for none",
     "reconcile_interval_s": "seconds between two comparisons of everything with what should be",
     "plugin_socket": 'where Docker finds the plug-in; "auto": the usual place, if run_dir is, too; '
     '"" for nowhere',
@@ -129,6 +131,7 @@ KINDS: Mapping[str, str] = {
     "resolvers": "list of strings",
     "outer_checksum": "true or false",
     "no_offload": "list of strings",
+    "probe_interval_s": "number",
     "reconcile_interval_s": "number",
 }
 """The type of each setting that is no string, in the words of error messages."""
@@ -386,6 +389,12 @@ def _between(low: float, high: float, unit: str = "") -> Callable[[Value], Value
     return check
 
 
+def _probe_interval(value: Value) -> Value:
+    if value != 0 and not (isinstance(value, int | float) and 0.1 <= value <= 3600):
+        raise ValueError("must be 0, or lie between 0.1 and 3600 seconds")
+    return value
+
+
 def _metrics_address(value: Value) -> str:
     if value:
         _split_endpoint(str(value))
@@ -486,6 +495,7 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "resolvers": _resolvers,
     "outer_checksum": lambda value: value,
     "no_offload": _no_offload,
+    "probe_interval_s": _probe_interval,
     "reconcile_interval_s": _between(0.1, 3600, " seconds"),
     "plugin_socket": _plugin_socket,
     "docker_socket": _path,

@@ -6,6 +6,7 @@ here a sample is one formatted line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 PREFIX = "pyvxlan_"
@@ -31,6 +32,37 @@ class Family:
     def add(self, value: float, *labels: str) -> None:
         """Adds a sample; `labels` are plain or went through `label`."""
         self._lines.append(self._form % (*labels, value))
+
+    def __str__(self) -> str:
+        return "".join(self._lines)
+
+
+class Histogram:
+    """All samples of one histogram.
+
+    Args:
+        name: Without `pyvxlan_`; with the unit.
+        text: What it is, one line.
+        label: Name of its one label.
+    """
+
+    def __init__(self, name: str, text: str, label: str) -> None:
+        full = f"{PREFIX}{name}"
+        self._lines = [f"# HELP {full} {text}\n# TYPE {full} histogram\n"]
+        self._bucket = f'{full}_bucket{{{label}="%s",le="%s"}} %d\n'
+        self._rest = f'{full}_sum{{{label}="%s"}} %s\n{full}_count{{{label}="%s"}} %d\n'
+
+    def add(self, buckets: Sequence[tuple[float, int]], total: float, label: str) -> None:
+        """Adds one histogram: upper bounds in order, each with the number in its bucket alone.
+
+        The last bound is infinity; `total` is the sum of all values.
+        """
+        count = 0
+        for bound, within in buckets:
+            count += within
+            shown = "+Inf" if bound == float("inf") else bound
+            self._lines.append(self._bucket % (label, shown, count))
+        self._lines.append(self._rest % (label, total, label, count))
 
     def __str__(self) -> str:
         return "".join(self._lines)

@@ -399,6 +399,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         events=status.events,
         why=why.ask,
         capturing=Capturing(service, dataplane, peers, host),
+        peers=status.peers_document,
     )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background

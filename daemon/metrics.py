@@ -22,9 +22,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pyvxlan import DROP_REASONS
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.exposition import Family, counter, gauge, label
+from pyvxlan.daemon.exposition import Family, Histogram, counter, gauge, label
 from pyvxlan.daemon.status import STORE_STATES, NetworkReading, Reading
 from pyvxlan.daemon.timings import Timings
+from pyvxlan.daemon.tunnels import UP, Tunnel
 
 DIRECTIONS = ("egress", "ingress")
 
@@ -69,6 +70,7 @@ class Metrics:
             *_store_families(reading),
             *_network_families(reading.networks),
             *_underlay_families(reading),
+            *_tunnel_families(reading.tunnels),
         ]
         return "".join(map(str, families)).encode() + generate_latest(self._timings.registry)
 
@@ -326,3 +328,40 @@ def _underlay_families(reading: Reading) -> Iterator[Family]:
     for reason in DROP_REASONS:
         drops.add(reading.underlay_drops.get(reason, 0), reason)
     yield drops
+
+
+def _tunnel_families(tunnels: tuple[Tunnel, ...]) -> Iterator[Family | Histogram]:
+    up = Family("gauge", "tunnel_up", "1 while the host answers probes, once it did.", "peer")
+    probes = Family("counter", "tunnel_probes", "Probes, by what became of them.", "peer", "result")
+    reordered = Family(
+        "counter", "tunnel_reordered", "Answers behind one that was asked later.", "peer"
+    )
+    narrowed = Family(
+        "counter", "tunnel_narrowed", "How often less got through than before.", "peer"
+    )
+    path = Family(
+        "gauge",
+        "tunnel_path_mtu_bytes",
+        "Longest packet of the underlay that is known to get through.",
+        "peer",
+    )
+    needed = Family(
+        "gauge", "tunnel_needed_mtu_bytes", "Longest packet that the networks need.", "peer"
+    )
+    round_trips = Histogram(
+        "tunnel_round_trip_seconds", "From a probe to its answer, inside VXLAN.", "peer"
+    )
+    # Two hosts of one name must not make one series twice; a VTEP of no host is gone in a moment.
+    for name, tunnel in {tunnel.host: tunnel for tunnel in tunnels if tunnel.host}.items():
+        peer, counters = label(name), tunnel.counters
+        probes.add(counters["answered"], peer, "answered")
+        probes.add(counters["lost"], peer, "lost")
+        reordered.add(counters["reordered"], peer)
+        narrowed.add(counters["narrowed"], peer)
+        needed.add(tunnel.needed_mtu_bytes, peer)
+        round_trips.add(tunnel.round_trips, tunnel.round_trip_sum_s, peer)
+        if tunnel.answer_age_s is not None:
+            up.add(int(tunnel.state == UP), peer)
+        if tunnel.path_mtu_bytes:
+            path.add(tunnel.path_mtu_bytes, peer)
+    yield from (up, probes, reordered, narrowed, path, needed, round_trips)

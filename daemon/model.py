@@ -23,7 +23,8 @@ Cidr: TypeAlias = IPv4Network | IPv6Network
 
 VNI_MIN = 4096
 """Lowest VNI given out by itself; 1 to 4095 stay free for `--vni` and for other systems."""
-VNI_MAX = 2**24 - 1
+VNI_MAX = 2**24 - 2
+"""The one above is that of probes between hosts (docs/tunnels.md)."""
 OVERHEAD_BYTES = {4: 50, 6: 70}
 """Outer IP + UDP + VXLAN + inner Ethernet, by IP version of the underlay (RFC 7348, section 5)."""
 MTU_MIN_BYTES = 576

@@ -201,7 +201,7 @@ class Pool:
 class ClusterConfig:
     """The `cfg` record: what all hosts agree on. `pools` None means each host's own setting."""
 
-    vni: tuple[int, int] = (VNI_MIN, VNI_MAX - 1)
+    vni: tuple[int, int] = (VNI_MIN, VNI_MAX)
     pools: tuple[Pool, ...] | None = None
     mtu_bytes: int | None = None
     gc_grace_s: float = 600

@@ -237,9 +237,11 @@ def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
 def _choose_vni(spec: NetworkSpec, options: Mapping[str, str]) -> int | None:
     vni = spec.vni
     if vni is None and "vni" in options:
-        vni = _number(options["vni"], "option vni", 1, VNI_MAX)
+        vni = _number(options["vni"], "option vni", 0, VNI_MAX + 1)
     if vni is not None and not 1 <= vni <= VNI_MAX:
-        raise InvalidError(f"VNI {vni} must be from 1 to {VNI_MAX}")
+        raise InvalidError(
+            f"VNI {vni} must be from 1 to {VNI_MAX}; {VNI_MAX + 1} is that of probes between hosts"
+        )
     return vni
 
 

@@ -20,6 +20,7 @@ from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.state import State
+from pyvxlan.daemon.tunnels import Tunnel, read_tunnels
 
 COUNTERS = (
     "egress_frames",
@@ -140,6 +141,7 @@ class Reading:
     problems: tuple[str, ...]
     store_state: str
     """One of `STORE_STATES`."""
+    tunnels: tuple[Tunnel, ...]
     peers: Mapping[str, Mapping[str, int]]
     """Datagrams and bytes by name of the host at the other end; "" is one that the store lacks."""
     stale_s: float | None
@@ -207,6 +209,7 @@ class Status:
             repairs=self._progress.repairs,
             problems=tuple(self._progress.problems()),
             store_state=self._store_state(),
+            tunnels=self._tunnels(stats.get("tunnels", {})),
             peers=self._peers(stats.get("vteps", {})),
             stale_s=None if state.stale_since is None else now - state.stale_since,
             resyncs={reason: state.resyncs.get(reason, 0) for reason in REASONS},
@@ -284,6 +287,18 @@ class Status:
     def events(self, after: int = 0) -> list[Document]:
         """Gives the answer of `GET /v1/events`: the events with a greater number, oldest first."""
         return [_event_document(event) for event in self._events.after(after)]
+
+    async def peers_document(self) -> list[Document]:
+        """Gives the document of `GET /v1/peers`."""
+        return [tunnel.document() for tunnel in (await self.reading()).tunnels]
+
+    def _tunnels(self, tunnels: Mapping[str, Mapping[str, Any]]) -> tuple[Tunnel, ...]:
+        return read_tunnels(
+            tunnels,
+            {str(host.vtep): host for host in self._state.hosts.values()},
+            {network.vni: network.name for network in self._state.networks.values()},
+            self._settings.probe_interval_s,
+        )
 
     def _store_state(self) -> str:
         if self._state.synced:

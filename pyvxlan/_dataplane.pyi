@@ -78,6 +78,24 @@ class _VtepCounters(TypedDict):
     received_bytes: int
 
 @type_check_only
+class _TunnelCounters(TypedDict):
+    """What the probes of one VTEP have told; see `pyvxlan.TunnelStats`."""
+
+    sent: int
+    answered: int
+    lost: int
+    reordered: int
+    replies: int
+    narrowed: int
+    recent: int
+    recent_lost: int
+    round_trip_sum_ns: int
+    path_mtu_bytes: int
+    needed_mtu_bytes: int
+    answer_age_ns: int
+    round_trips: dict[str, int]
+
+@type_check_only
 class _UnderlayCounters(TypedDict):
     """Counters of the underlay sockets, summed over workers.
 
@@ -195,6 +213,9 @@ class Stats:
     def vteps(self) -> list[tuple[str, _VtepCounters]]:
         """Counters of each VTEP that datagrams went to or came from, by address."""
 
+    def tunnels(self) -> list[tuple[str, _TunnelCounters]]:
+        """What is known of each VTEP that `Engine.set_tunnels` named, by address."""
+
 @final
 class Engine:
     """Worker threads that forward between the attached ports and the underlay sockets.
@@ -249,7 +270,7 @@ class Engine:
         are closed also when it raises.
 
         Raises:
-            ValueError: `vni` is not in 0-16777215, `mtu` not in 68-65521, `flood_rate` is not in
+            ValueError: `vni` is not in 0-16777214, `mtu` not in 68-65521, `flood_rate` is not in
                 1-1000000000, or `queues` is empty.
         """
 
@@ -280,6 +301,16 @@ class Engine:
 
         Raises:
             ValueError: An entry is invalid, or `vni` is not attached; nothing was changed.
+        """
+
+    def set_tunnels(self, interval_ms: int, tunnels: Sequence[tuple[str, int]]) -> None:
+        """Replaces the VTEPs that are probed, each with the largest MTU of the networks shared.
+
+        `interval_ms` of 0 means that they are answered only.
+
+        Raises:
+            ValueError: A value is out of range, or an address not one of the underlay's family;
+                nothing was changed.
         """
 
     def dump(

@@ -84,12 +84,40 @@ class VtepStats:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelStats:
+    """What the probes of one VTEP have told since `Engine.set_tunnels` named it first.
+
+    `sent` short requests, of which so many were `answered` or `lost`; of the last `recent` ones
+    `recent_lost`. `reordered` answers came behind one that was asked later. `round_trips` counts
+    by the bucket's upper bound in microseconds, as text, "inf" for the rest. `path_mtu_bytes` is
+    the longest packet of the underlay that is known to get through, at most `needed_mtu_bytes`,
+    what the networks need; 0 until one did. `narrowed` says how often less got through than
+    before. `answer_age_ns` is the time since the last answer, -1 if there was none. `replies`
+    counts the requests of the VTEP that were answered here.
+    """
+
+    sent: int
+    answered: int
+    lost: int
+    reordered: int
+    replies: int
+    narrowed: int
+    recent: int
+    recent_lost: int
+    round_trip_sum_ns: int
+    path_mtu_bytes: int
+    needed_mtu_bytes: int
+    answer_age_ns: int
+    round_trips: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """One reading of all counters, summed over workers.
 
     `networks` by VNI; `vteps` by address, those that datagrams went to or came from. By worker:
     `idle_s`, how long it has had nothing to do since it began, and `segmentation`, whether the
-    kernel cuts datagrams for it.
+    kernel cuts datagrams for it. `tunnels` by address, those that `Engine.set_tunnels` named.
     """
 
     workers: int
@@ -98,6 +126,7 @@ class Stats:
     underlay: UnderlayStats
     networks: Mapping[int, NetworkStats]
     vteps: Mapping[Address, VtepStats]
+    tunnels: Mapping[Address, TunnelStats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +313,7 @@ class Engine:
         stay. The descriptors are closed also when it raises.
 
         Args:
-            vni: 0 to 16777215.
+            vni: 0 to 16777214; the last one is that of probes.
             queues: Descriptors of `open_tap`; queue i belongs to worker i.
             mtu_bytes: 68 to 65521, of the overlay; larger frames are dropped.
             multicast: Whether broadcast and multicast frames are flooded.
@@ -328,6 +357,20 @@ class Engine:
         """
         self._engine.set_neighbours(vni, neighbour_entries(neighbours))
 
+    def set_tunnels(self, tunnels: Mapping[Ip, int], *, interval_s: float = 1.0) -> None:
+        """Probes the tunnels to these VTEPs, and answers theirs; replaces those before.
+
+        Args:
+            tunnels: The largest MTU of the networks shared, in bytes, by VTEP.
+            interval_s: Time between probes, up to an hour; 0 for answers only. A tunnel with
+                traffic is probed four times a second at least; a thousand are probed a second.
+
+        Raises:
+            ValueError: A value is out of range, or a VTEP is not of the underlay's address family.
+        """
+        wanted = [(address_text(vtep), mtu_bytes) for vtep, mtu_bytes in tunnels.items()]
+        self._engine.set_tunnels(round(interval_s * 1000), wanted)
+
     def dump(self, vni: int) -> TableDump:
         """Gives what the workers use now.
 
@@ -350,6 +393,7 @@ class Engine:
             UnderlayStats(**raw.underlay()),
             {vni: NetworkStats(**counters) for vni, counters in raw.networks()},
             {parse_address(vtep): VtepStats(**counters) for vtep, counters in raw.vteps()},
+            {parse_address(vtep): TunnelStats(**counters) for vtep, counters in raw.tunnels()},
         )
 
     def begin_capture(

@@ -29,6 +29,7 @@ from pyvxlan.daemon.dataplane.protocol import (
     TableUpdate,
 )
 from pyvxlan.daemon.dataplane.threads import read_workers
+from pyvxlan.daemon.dataplane.tunnels import Tunnels
 from pyvxlan.daemon.errors import DataplaneError
 from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.model import Address
@@ -44,6 +45,8 @@ START_S = 15.0
 ANSWER_S = 5.0
 WAIT_S = 3.0
 """How long a call waits for a forwarder that is being replaced."""
+TUNNELS_S = 0.2
+"""How long changes of the tunnels are collected before the forwarder is told."""
 RETRY_S = (0.0, 0.1, 0.3, 1.0, 3.0)
 """Pauses between attempts to start a forwarder; the last one repeats."""
 
@@ -99,6 +102,8 @@ class UserspaceDataplane:
         self._ready = asyncio.Event()
         self._lost = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._tunnels = Tunnels()
+        self._tunnels_changed = asyncio.Event()
 
     async def start(self) -> None:
         """Finds the forwarder of a daemon before this one, or starts one; keeps it running.
@@ -109,6 +114,7 @@ class UserspaceDataplane:
         with _explained():
             await self._ensure_client()
         self._tasks.append(asyncio.create_task(self._keep()))
+        self._tasks.append(asyncio.create_task(self._keep_tunnels()))
 
     async def stop(self, *, kill: bool) -> None:
         """Lets go of the forwarder; with `kill`, ends it."""
@@ -159,6 +165,7 @@ class UserspaceDataplane:
                 held.descriptors.close()
                 held.settings, held.descriptors = settings, descriptors
             held.offloads = tuple(offloads)
+            self._note_tunnels(port.vni)
 
     async def detach(self, vni: int) -> None:
         """Stops forwarding for a VNI; its TAP goes with the last descriptor."""
@@ -172,6 +179,7 @@ class UserspaceDataplane:
             await client.update([_wire_update(update)])
             if held := self._networks.get(update.vni):
                 held.take(update)
+                self._note_tunnels(update.vni)
 
     async def stats(self) -> Mapping[str, object]:
         """Counters of workers, underlay and networks, and which forwarder they are of."""
@@ -195,6 +203,10 @@ class UserspaceDataplane:
                 "underlay": counters.underlay,
                 "networks": counters.networks,
                 "vteps": counters.vteps,
+                "tunnels": {
+                    vtep: {**tunnel, "vnis": self._tunnels.networks(vtep)}
+                    for vtep, tunnel in counters.tunnels.items()
+                },
                 "restarts": self.restarts,
                 "pid": pid,
                 "since": hello.since if hello else 0.0,
@@ -269,6 +281,26 @@ class UserspaceDataplane:
             else:
                 return
 
+    async def _keep_tunnels(self) -> None:
+        """Tells the forwarder which tunnels to probe, whenever others are, or it is another."""
+        interval_ms = round(self._settings.probe_interval_s * 1000)
+        while True:
+            await self._tunnels_changed.wait()
+            await asyncio.sleep(TUNNELS_S)
+            self._tunnels_changed.clear()
+            try:
+                async with self._connected() as client:
+                    await client.probe(interval_ms, self._tunnels.wanted())
+            except DataplaneError as error:
+                log.warning("tunnels not told, told again cause=%s", error)
+                self._tunnels_changed.set()
+
+    def _note_tunnels(self, vni: int) -> None:
+        held = self._networks.get(vni)
+        vteps = held.flood if held and not held.settings.only_kept else ()
+        if self._tunnels.set(vni, held.settings.mtu_bytes if held else 0, vteps):
+            self._tunnels_changed.set()
+
     async def _follow(self, client: ForwarderClient) -> None:
         """Tells of ports that died."""
         with contextlib.suppress(ForwarderLostError):
@@ -293,6 +325,7 @@ class UserspaceDataplane:
                 client, hello = await self._succeed(client, hello)
         self._client, self._hello = client, hello
         self._ready.set()
+        self._tunnels_changed.set()
         log.info("forwarder connected pid=%d version=%s", hello.pid, hello.version)
 
     async def _find(self) -> tuple[ForwarderClient, wire.Hello] | None:
@@ -327,6 +360,7 @@ class UserspaceDataplane:
             self._networks[vni] = _Network(
                 state.port, descriptors, dict(state.fdb), state.neighbours, state.flood
             )
+            self._note_tunnels(vni)
 
     async def _restrict(self, client: ForwarderClient) -> None:
         """Lets ports and sockets use what the settings leave them, and no more.
@@ -432,6 +466,7 @@ class UserspaceDataplane:
     def _forget(self, vni: int) -> None:
         if held := self._networks.pop(vni, None):
             held.descriptors.close()
+        self._note_tunnels(vni)
 
     def _release(self) -> None:
         """Closes all duplicates."""

@@ -69,9 +69,9 @@ class Handover:
 
 @dataclass(frozen=True, slots=True)
 class ForwarderStats:
-    """Counters under the engine's names; `networks` by VNI, `vteps` by address, as text.
+    """Counters under the engine's names; `vteps` and `tunnels` by address, as text.
 
-    `idle_s` and `segmentation` are by worker. See `pyvxlan.Stats` for each.
+    `networks` are by VNI, `idle_s` and `segmentation` by worker. See `pyvxlan.Stats` for each.
     """
 
     workers: int
@@ -80,6 +80,7 @@ class ForwarderStats:
     underlay: Counters
     networks: Mapping[int, Counters]
     vteps: Mapping[str, Counters]
+    tunnels: Mapping[str, Counters]
 
 
 class ForwarderClient:
@@ -210,6 +211,13 @@ class ForwarderClient:
         if refused:
             raise ForwarderRefusedError("invalid", "; ".join(refused))
 
+    async def probe(self, interval_ms: int, tunnels: Mapping[str, int]) -> None:
+        """Replaces the VTEPs that are probed, each with the largest MTU of the shared networks.
+
+        With an interval of 0 they are answered only.
+        """
+        await self._ask("probe", interval_ms, dict(tunnels))
+
     async def dump(self) -> dict[int, NetworkState]:
         """Reads back, by VNI, all that is attached."""
         networks: dict[int, NetworkState] = {}
@@ -234,18 +242,15 @@ class ForwarderClient:
         for item in expect(answer.get("networks"), list, "networks"):
             vni, counters = expect_list(item, 2, "network")
             networks[expect(vni, int, "vni")] = _counters(counters)
-        vteps = {}
-        # A forwarder of a version before this one lacks what is optional, until it is replaced.
-        for item in expect(answer.get("vteps", []), list, "vteps"):
-            vtep, counters = expect_list(item, 2, "VTEP")
-            vteps[expect(vtep, str, "VTEP")] = _counters(counters)
         return ForwarderStats(
             workers=expect(answer.get("workers"), int, "workers"),
             idle_s=tuple(expect_items(answer.get("idle_s", []), float, "idle_s")),
             segmentation=tuple(expect_items(answer.get("segmentation"), bool, "segmentation")),
             underlay=_counters(answer.get("underlay")),
             networks=networks,
-            vteps=vteps,
+            # A forwarder of a version before this one lacks what is optional, until it is replaced.
+            vteps=_by_vtep(answer.get("vteps", [])),
+            tunnels=_by_vtep(answer.get("tunnels", [])),
         )
 
     async def capture(self, request: CaptureRequest, sock: int) -> None:
@@ -398,6 +403,14 @@ def _dropped(value: object) -> DroppedFrame:
         return dropped_frame(fields)
     except ValueError as error:
         raise ProtocolError(f"dropped frame: {error}") from error
+
+
+def _by_vtep(value: object) -> Mapping[str, Counters]:
+    vteps = {}
+    for item in expect(value, list, "vteps"):
+        vtep, counters = expect_list(item, 2, "VTEP")
+        vteps[expect(vtep, str, "VTEP")] = _counters(counters)
+    return vteps
 
 
 def _counters(value: object) -> Counters:

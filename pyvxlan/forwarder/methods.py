@@ -30,6 +30,7 @@ from pyvxlan.forwarder.protocol import (
     expect,
     expect_items,
     expect_list,
+    expect_map,
 )
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class Counters(Protocol):
     def vteps(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
         """Counters of each VTEP, by address."""
 
+    def tunnels(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """What probes have told of each VTEP, by address."""
+
 
 class Engine(Capturing, Protocol):
     """What the server asks of `pyvxlan._dataplane.Engine`; see there for each method."""
@@ -92,6 +96,9 @@ class Engine(Capturing, Protocol):
 
     def set_neighbours(self, vni: int, entries: Sequence[tuple[str, bytes]]) -> None:
         """Replaces the neighbours."""
+
+    def set_tunnels(self, interval_ms: int, tunnels: Sequence[tuple[str, int]]) -> None:
+        """Replaces the VTEPs that are probed, each with an MTU."""
 
     def dump(
         self, vni: int
@@ -174,6 +181,7 @@ class Methods:
             "attach": self._attach,
             "detach": self._detach,
             "update": self._update,
+            "probe": self._probe,
             "dump": self._dump,
             "stats": self._stats,
             "netns": self._netns,
@@ -325,6 +333,12 @@ class Methods:
                 engine.set_flood(update.vni, update.flood)
         return refused, ()
 
+    def _probe(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
+        interval_ms, tunnels = expect_list(arguments, 2, "arguments of probe")
+        wanted = expect_map(tunnels, str, int, "tunnels")
+        self._running().set_tunnels(expect(interval_ms, int, "interval_ms"), list(wanted.items()))
+        return None, ()
+
     def _dump(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:
         """Gives networks above a VNI, in order, and whether there are more."""
         (after,) = expect_items(expect_list(arguments, 1, "arguments of dump"), int, "after")
@@ -350,6 +364,7 @@ class Methods:
             "underlay": stats.underlay(),
             "networks": networks,
             "vteps": [[vtep, counters] for vtep, counters in stats.vteps()],
+            "tunnels": [[vtep, counters] for vtep, counters in stats.tunnels()],
         }, ()
 
     def _netns(self, arguments: list[object], _: list[int]) -> tuple[object, Sequence[int]]:

@@ -23,7 +23,7 @@ import msgpack
 
 from pyvxlan.errors import PyvxlanError
 
-PROTOCOL_VERSION: Final = 5
+PROTOCOL_VERSION: Final = 6
 MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
 """Bound of one message; some two million FDB entries."""
 MAX_DESCRIPTORS: Final = 253

@@ -20,7 +20,7 @@ import pytest
 
 import pyvxlan
 from pyvxlan.daemon.config import OFFLOADS, TAP_OFFLOADS
-from tests.netns.world import command, inside, receive_all, world
+from tests.netns.world import command, eventually, inside, receive_all, world
 
 pytestmark = pytest.mark.root
 VNI = 0x1234
@@ -37,6 +37,7 @@ class Ends:
     engine: pyvxlan.Engine
     queue: int
     sockets: list[int]
+    underlay: tuple[str, str]
 
 
 def _container(netns: str, number: int) -> None:
@@ -136,6 +137,7 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Ends]:
                 engine,
                 queue,
                 receiving,
+                underlay,
             )
         for host in (one, two):
             command("ip", "netns", "del", f"{host.netns}in")
@@ -294,3 +296,26 @@ def test_everything_arrives_without_an_offload_too(ends: Ends, off: tuple[str, .
         ends.engine.switch_segmentation(on=True)
         for sock in ends.sockets:
             pyvxlan.receive_offload(sock, on=True)
+
+
+def test_probes_do_not_disturb_a_kernel_that_knows_none(ends: Ends) -> None:
+    def counters() -> dict[str, int]:
+        netns = ends.netns[1].removesuffix("in")
+        shown = command("ip", "-n", netns, "-json", "-s", "link", "show", "vxlan0").stdout
+        received = json.loads(shown)[0]["stats64"]["rx"]
+        # Neighbour discovery may go on.
+        return {name: received[name] for name in received.keys() - {"packets", "bytes"}}
+
+    before = counters()
+    ends.engine.set_tunnels({ends.underlay[1]: 1430}, interval_s=0.1)
+
+    def stats() -> pyvxlan.TunnelStats:
+        (tunnel,) = ends.engine.stats().tunnels.values()
+        return tunnel
+
+    eventually(lambda: stats().lost >= 10, within_s=20)
+    assert (stats().answered, stats().answer_age_ns, stats().path_mtu_bytes) == (0, -1, 0)
+    assert counters() == before
+    assert _ping(ends.netns[0], ends.v4[1]) == 20
+    ends.engine.set_tunnels({})
+    assert ends.engine.stats().tunnels == {}

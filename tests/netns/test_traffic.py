@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ from tests.netns.world import (
 
 pytestmark = pytest.mark.root
 GROUP4, GROUP6, PORT = "239.77.1.2", "ff15::77", 5077
+PROBE_VNI = 2**24 - 1
 
 
 class Trio:
@@ -273,6 +275,8 @@ def test_what_is_on_the_wire_is_rfc_7348(trio: Trio, tmp_path: Path) -> None:
         "udp.checksum.status",
         "ip.src",
     )
+    # Probes have a VNI of their own, and ports that are no flow's.
+    rows = [row for row in rows if int(row[0]) != PROBE_VNI]
     assert len(rows) > 2000
     ports = set()
     for number, flags, reserved, source, target, length, ip_sum, tcp_sum, udp_sum, _ in rows:
@@ -362,6 +366,26 @@ def test_a_daemon_with_other_flags_changes_offloads_under_a_running_flow(trio: T
             flow.goes_on()
     assert host.forwarder_pid() == forwarder
     assert re.search(r"^offloads: +segment gro$", host.cli("status"), re.MULTILINE)
+
+
+def test_tunnels_are_probed_and_shown(trio: Trio) -> None:
+    def tunnels() -> dict[str, dict[str, Any]]:
+        shown = json.loads(trio.world[1].cli("peers", "--format", "json"))
+        return {tunnel["host"]: tunnel for tunnel in shown}
+
+    def measured() -> bool:
+        return all(
+            tunnel["state"] == "up" and tunnel["path_mtu_bytes"] and tunnel["round_trip_s"]["p50"]
+            for tunnel in tunnels().values()
+        )
+
+    eventually(measured, within_s=20)
+    found = tunnels()
+    assert found.keys() == {"h2", "h3"}
+    assert {tunnel["path_mtu_bytes"] for tunnel in found.values()} == {1500}
+    assert {tunnel["needed_mtu_bytes"] for tunnel in found.values()} == {1500}
+    assert all("ov_traffic" in tunnel["networks"] for tunnel in found.values())
+    assert "ov_traffic" in trio.world[1].cli("peers")
 
 
 def test_forwarder_has_no_privileges(trio: Trio) -> None:

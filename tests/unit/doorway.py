@@ -115,6 +115,7 @@ class Doorway:
             events=self.status.events,
             why=self.why,
             capturing=self.capturing,
+            peers=self.status.peers_document,
         )
         async with api.serving(handlers.application(), self.settings.api_socket):
             started.set()

@@ -11,9 +11,11 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -28,13 +30,32 @@ from pyvxlan.daemon.kv import ABSENT, Check, Write
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.timed import TimedStore
 from pyvxlan.daemon.metrics import Metrics, bind, serving, tls_context
+from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.plugin import TIMED
 from pyvxlan.daemon.requests import AttachSpec, NetworkSpec
 from pyvxlan.daemon.status import PEER_COUNTERS, NetworkReading, Reading, Traffic, Use
 from pyvxlan.daemon.timings import Timings
+from pyvxlan.daemon.tunnels import read_tunnels
 from tests.servers.pki import Authority
 from tests.unit.doorway import doorway
 
+TUNNEL: Mapping[str, Any] = {
+    "sent": 100,
+    "answered": 90,
+    "lost": 9,
+    "reordered": 3,
+    "replies": 80,
+    "narrowed": 1,
+    "recent": 64,
+    "recent_lost": 16,
+    "round_trip_sum_ns": 45_000_000,
+    "round_trips": {"100": 0, "200": 45, "1000": 45, "inf": 0},
+    "path_mtu_bytes": 1400,
+    "needed_mtu_bytes": 1500,
+    "answer_age_ns": 500_000_000,
+    "vnis": frozenset({7}),
+}
+HOST2 = Host("2" * 32, "host2", ip_address("198.18.0.2"), 4789, "1", "0.1.0")
 READING = Reading(
     networks=(
         NetworkReading(
@@ -84,6 +105,9 @@ READING = Reading(
     repairs=11,
     problems=("one", "two"),
     store_state="synced",
+    tunnels=read_tunnels(
+        {"198.18.0.2": TUNNEL, "198.18.0.9": TUNNEL}, {"198.18.0.2": HOST2}, {7: "blue"}, 1.0
+    ),
     peers={"host2": dict.fromkeys(PEER_COUNTERS, 21)},
     resyncs={"start": 6, "resume": 0, "gap": 0, "check": 1},
     held=0,
@@ -100,7 +124,7 @@ READING = Reading(
 LABELS = (
     *("version", "network", "place", "direction", "reason", "state", "outcome", "worker", "peer"),
     "offload",
-    *("family", "pool", "kind", "call", "method", "le"),
+    *("family", "pool", "kind", "call", "method", "le", "result"),
 )
 
 
@@ -131,6 +155,17 @@ async def test_reading_becomes_samples() -> None:
     found = await samples(READING)
     expected = {
         "build_info/0.1.0": 1,
+        "tunnel_up/host2": 1,
+        "tunnel_probes_total/host2/answered": 90,
+        "tunnel_probes_total/host2/lost": 9,
+        "tunnel_reordered_total/host2": 3,
+        "tunnel_narrowed_total/host2": 1,
+        "tunnel_path_mtu_bytes/host2": 1400,
+        "tunnel_needed_mtu_bytes/host2": 1500,
+        "tunnel_round_trip_seconds_bucket/host2/0.0002": 45,
+        "tunnel_round_trip_seconds_bucket/host2/+Inf": 90,
+        "tunnel_round_trip_seconds_count/host2": 90,
+        "tunnel_round_trip_seconds_sum/host2": 0.045,
         "frames_total/blue/egress": 10,
         "frames_total/blue/ingress": 20,
         "bytes_total/blue/egress": 1000,

@@ -205,8 +205,8 @@ async def test_options_change_the_network(one: Node) -> None:
     assert docker.mtu_bytes == 1350
 
 
-@pytest.mark.parametrize("vni", [1, 2**24 - 1])
-async def test_every_vni_of_24_bits_but_0_may_be_chosen(one: Node, vni: int) -> None:
+@pytest.mark.parametrize("vni", [1, 2**24 - 2])
+async def test_every_vni_but_0_and_that_of_probes_may_be_chosen(one: Node, vni: int) -> None:
     assert (await network(one, name="edge", vni=vni)).vni == vni
 
 
@@ -224,7 +224,9 @@ async def test_every_vni_of_24_bits_but_0_may_be_chosen(one: Node, vni: int) -> 
         ({"mtu": 0}, "MTU 0 is below"),
         ({"mtu": 1279, "ipv6": True}, "below 1280 for IPv6"),
         ({"options": {"mtu": "x"}}, "option mtu=x must be a number"),
-        ({"vni": 0}, "VNI 0 must be from 1 to 16777215"),
+        ({"vni": 0}, "VNI 0 must be from 1 to 16777214"),
+        ({"vni": 2**24 - 1}, "VNI 16777215 must be .* 16777215 is that of probes"),
+        ({"options": {"vni": "16777215"}}, "16777215 is that of probes"),
         ({"vni": 2**24}, "VNI 16777216 must be"),
         ({"vni": -1}, "VNI -1 must be"),
         ({"options": {"multicats": "on"}}, "did you mean multicast"),

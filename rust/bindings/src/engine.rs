@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::PyBytes;
 use vxlan_dataplane::capture::MAX_KEPT;
-use vxlan_dataplane::engine::{self, CaptureConfig, Event, NetworkConfig};
+use vxlan_dataplane::engine::{self, CaptureConfig, Event, NetworkConfig, TunnelConfig};
 
 use crate::capture::{dropped, Dropped};
 use crate::convert::{self, AddressEntries, MacEntries, Number};
@@ -100,6 +100,23 @@ impl Engine {
     fn set_neighbours(&self, vni: Number, entries: AddressEntries) -> Result<()> {
         let entries = convert::address_entries(&entries)?;
         Ok(self.0.set_neighbours(vni.vni()?, &entries)?)
+    }
+
+    fn set_tunnels(
+        &self,
+        py: Python<'_>,
+        interval_ms: Number,
+        tunnels: Vec<(PyBackedStr, Number)>,
+    ) -> Result<()> {
+        let interval_ms = interval_ms.within("probe interval in ms", 0, 3_600_000_u64)?;
+        let tunnels = tunnels.iter().map(|(vtep, mtu)| {
+            Ok(TunnelConfig {
+                vtep: convert::address(vtep)?,
+                mtu_bytes: mtu.within("MTU", 68, 65_521)?,
+            })
+        });
+        let tunnels = tunnels.collect::<Result<Vec<_>>>()?;
+        Ok(py.detach(|| self.0.set_tunnels(interval_ms * 1_000_000, &tunnels))?)
     }
 
     fn dump<'py>(&self, py: Python<'py>, vni: Number) -> Result<Dump<'py>> {

@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use vxlan_dataplane::engine::{self, Drops};
+use vxlan_dataplane::probe;
 use vxlan_dataplane::DropReason;
 
 #[pyclass(frozen, module = "pyvxlan._dataplane")]
@@ -85,6 +86,47 @@ impl Stats {
         }
         Ok(vteps)
     }
+
+    fn tunnels<'py>(&self, py: Python<'py>) -> PyResult<Vec<(String, Bound<'py, PyDict>)>> {
+        let mut tunnels = Vec::with_capacity(self.0.tunnels.len());
+        for (vtep, stats) in &self.0.tunnels {
+            let report = &stats.report;
+            let counters = PyDict::new(py);
+            for (name, value) in [
+                ("sent", report.sent),
+                ("answered", report.answered),
+                ("lost", report.lost),
+                ("reordered", stats.reordered),
+                ("replies", stats.replies),
+                ("narrowed", report.narrowed),
+                ("recent", (report.answered + report.lost).min(64)),
+                ("recent_lost", report.recent.count_ones().into()),
+                ("round_trip_sum_ns", report.round_trip_sum_ns),
+                ("path_mtu_bytes", stats.path_mtu_bytes.into()),
+                ("needed_mtu_bytes", stats.needed_mtu_bytes.into()),
+            ] {
+                counters.set_item(name, value)?;
+            }
+            let age_ns = stats.answer_age_ns.map_or(-1, |age_ns| age_ns as i64);
+            counters.set_item("answer_age_ns", age_ns)?;
+            counters.set_item("round_trips", round_trips(py, &report.round_trips)?)?;
+            tunnels.push((vtep.to_string(), counters));
+        }
+        Ok(tunnels)
+    }
+}
+
+fn round_trips<'py>(
+    py: Python<'py>,
+    counts: &[u64; probe::BUCKETS],
+) -> PyResult<Bound<'py, PyDict>> {
+    let buckets = PyDict::new(py);
+    let bounds = probe::BUCKETS_NS.iter().map(|ns| (ns / 1000).to_string());
+    let bounds = bounds.chain(std::iter::once("inf".to_owned()));
+    for (bound, count) in bounds.zip(counts) {
+        buckets.set_item(bound, count)?;
+    }
+    Ok(buckets)
 }
 
 fn drops<'py>(py: Python<'py>, drops: &Drops) -> PyResult<Bound<'py, PyDict>> {

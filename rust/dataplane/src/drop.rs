@@ -77,6 +77,10 @@ reasons! {
     UnderlayMtu = "underlay_mtu",
     /// The underlay refused the datagram for another reason.
     UnderlayError = "underlay_error",
+    /// A probe from no VTEP that shares a network with this host, or an answer to no request.
+    ProbeStranger = "probe_stranger",
+    /// More probes of a VTEP than are answered.
+    ProbeRate = "probe_rate",
 }
 
 impl From<WireError> for DropReason {

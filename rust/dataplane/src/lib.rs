@@ -1,8 +1,9 @@
 //! Data plane of a VXLAN overlay (RFC 7348).
 //!
-//! The pure part ([`wire`], [`table`], [`egress`], [`ingress`], [`offload`], [`capture`]) takes bytes
-//! and values and returns values: no descriptor, clock, thread or randomness, no panic on any input.
-//! [`io`] and [`engine`] move what it decides between ports and the underlay.
+//! The pure part ([`wire`], [`table`], [`egress`], [`ingress`], [`offload`], [`capture`],
+//! [`probe`]) takes bytes and values and returns values: no descriptor, clock, thread or
+//! randomness, no panic on any input. [`io`] and [`engine`] move what it decides between ports and
+//! the underlay.
 
 #![deny(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod engine;
 pub mod ingress;
 pub mod io;
 pub mod offload;
+pub mod probe;
 mod sys;
 pub mod table;
 pub mod wire;

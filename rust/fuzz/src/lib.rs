@@ -12,6 +12,7 @@ use vxlan_dataplane::ingress::{self, Ingress};
 use vxlan_dataplane::offload::{
     complete_checksum, unfinished, Coalescer, Output, Segments, MAX_HEADER_LEN,
 };
+use vxlan_dataplane::probe::Probe;
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::virtio::{self, VnetHdr};
 use vxlan_dataplane::wire::{
@@ -33,11 +34,26 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("coalesce", coalesce),
     ("unfinished", unfinished_frame),
     ("capture", capture_message),
+    ("probe", probe),
 ];
 
 /// MAC address that the tables know.
 const KNOWN_MAC: MacAddr = MacAddr([2, 0x42, 10, 0, 0, 3]);
 const VTEP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2));
+
+/// A datagram through the parser of probes: what parses is emitted to the same head, and its answer
+/// is a probe that is not longer.
+pub fn probe(datagram: &[u8]) {
+    let Ok(probe) = Probe::parse(datagram) else {
+        return;
+    };
+    let mut room = vec![0; usize::from(u16::MAX)];
+    assert_eq!(probe.emit(&mut room), Ok(datagram.len()));
+    assert_eq!(Probe::parse(&room[..datagram.len()]), Ok(probe));
+    let len = probe.answer().emit(&mut room).unwrap_or(usize::MAX);
+    assert!(len <= datagram.len());
+    assert_eq!(Probe::parse(&room[..len]), Ok(probe.answer()));
+}
 
 /// A frame through every header parser: what parses is emitted to the same bytes, where the format
 /// leaves no choice.

@@ -50,6 +50,9 @@ class FakeStats:
     def vteps(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
         return [("198.18.0.2", {"sent_datagrams": 3})]
 
+    def tunnels(self) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        return [("198.18.0.2", {"sent": 4, "round_trips": {"50": 1, "inf": 0}})]
+
 
 class FakeEngine:
     """Owns descriptors and keeps tables as the real engine does, but forwards nothing."""
@@ -65,6 +68,7 @@ class FakeEngine:
         self.segmentation = True
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._events: list[tuple[str, ...]] = []
+        self.tunnels: tuple[int, dict[str, int]] | None = None
         if not underlay:
             os.close(self.event_fd)
             raise ValueError("underlay holds no sockets")
@@ -102,6 +106,9 @@ class FakeEngine:
 
     def set_neighbours(self, vni: int, entries: Sequence[tuple[str, bytes]]) -> None:
         self.ports[vni].neighbours = dict(entries)
+
+    def set_tunnels(self, interval_ms: int, tunnels: Sequence[tuple[str, int]]) -> None:
+        self.tunnels = (interval_ms, dict(tunnels))
 
     def dump(
         self, vni: int

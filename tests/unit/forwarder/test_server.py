@@ -245,6 +245,14 @@ async def test_stats_are_the_engines(path):
         assert stats.networks[7]["egress_drops"] == {"truncated": 1}
         assert stats.idle_s == (0.5, 1.5)
         assert stats.vteps == {"198.18.0.2": {"sent_datagrams": 3}}
+        assert stats.tunnels == {"198.18.0.2": {"sent": 4, "round_trips": {"50": 1, "inf": 0}}}
+
+
+async def test_tunnels_to_probe_are_the_engines(path):
+    async with rig(path) as made, await made.client() as client:
+        await configured(client, [7])
+        await client.probe(500, {"198.18.0.2": 1450})
+        assert made.engine.tunnels == (500, {"198.18.0.2": 1450})
 
 
 async def test_a_capture_lives_as_long_as_its_reader(path):
@@ -540,6 +548,7 @@ NETWORK = [[7, 1450, True, 10_000, "forwarder"], 1, {}, {}, [], True]
         (ForwarderClient.stats, [{"workers": 1}]),
         (ForwarderClient.stats, [{"workers": 1, "underlay": {"sent": "x"}, "networks": []}]),
         (ForwarderClient.stats, [{"workers": 1, "underlay": {}, "networks": [], "vteps": [7]}]),
+        (ForwarderClient.stats, [{"workers": 1, "underlay": {}, "networks": [], "tunnels": 7}]),
         (ForwarderClient.dump, [[[], True]]),
         (ForwarderClient.dump, [[[NETWORK], True], [[NETWORK], True]]),
         (ForwarderClient.dump, [[[[*NETWORK[:2], {"text": 1}, *NETWORK[3:]]], False]]),

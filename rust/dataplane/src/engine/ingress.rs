@@ -12,6 +12,7 @@ use arc_swap::Guard;
 use super::counters::{LaneCounters, NetworkCounters};
 use super::droplog::Sight;
 use super::lane::Writer;
+use super::prober::Prober;
 use super::watch::Watch;
 use super::Network;
 use crate::capture::{Direction, Verdict};
@@ -19,6 +20,7 @@ use crate::ingress::{decide, Ingress};
 use crate::io::{Port, Underlay};
 use crate::offload::{datagram_super_frame, unfinished};
 use crate::offload::{Coalescer, Joined, Output, Segments, MAX_HEADER_LEN, MAX_PIECES};
+use crate::probe;
 use crate::table::Tables;
 use crate::wire::virtio::{self, VnetHdr};
 use crate::wire::{vxlan, Vni};
@@ -83,6 +85,7 @@ impl IngressPath {
     }
 
     /// Gives the `messages` that the underlay has received to the ports; what fails is counted.
+    #[allow(clippy::too_many_arguments)]
     pub fn deliver<P: Port, U: Underlay>(
         &mut self,
         messages: usize,
@@ -90,6 +93,7 @@ impl IngressPath {
         underlay: &U,
         writers: &AHashMap<Vni, Writer<P>>,
         lane: &mut LaneCounters,
+        prober: &mut Prober,
         mut lost: impl FnMut(&Arc<Network>),
     ) {
         let LaneCounters {
@@ -140,6 +144,9 @@ impl IngressPath {
                 }
                 let frame = &datagram[vxlan::HEADER_LEN..];
                 let Some(current) = &current else {
+                    if vni == probe::VNI && prober.note(source, datagram) {
+                        continue;
+                    }
                     sockets.drops.add(DropReason::VniUnknown, 1);
                     note_stray(watch, DropReason::VniUnknown, source, Some(vni), frame);
                     continue;

@@ -12,7 +12,9 @@ use ahash::AHashMap;
 use super::counters::{sum_underlay, LaneCounters, UnderlayStats};
 use super::egress::EgressPath;
 use super::ingress::IngressPath;
+use super::prober::Prober;
 use super::segmentation::Segmentation;
+use super::tunnels::{TunnelConfig, TunnelStats, Tunnels};
 use super::vteps::{vteps, MetVteps, VtepStats};
 use super::watch::{Capture, Watch};
 use super::{DroppedFrame, Network};
@@ -46,6 +48,8 @@ pub struct Lane<P, U> {
     pub(super) segmentation: Segmentation,
     egress: EgressPath,
     ingress: IngressPath,
+    prober: Prober,
+    tunnels: Arc<Tunnels>,
 }
 
 /// A queue that this worker reads.
@@ -66,7 +70,18 @@ impl<P: Port, U: Underlay> Lane<P, U> {
     /// Makes the lane of worker number `worker`, which sends to UDP port `destination_port`.
     #[must_use]
     pub fn new(worker: usize, underlay: U, destination_port: u16) -> Self {
-        let (book, met) = vteps();
+        let alone = Arc::new(Tunnels::new(worker + 1));
+        Self::sharing(worker, underlay, destination_port, alone)
+    }
+
+    /// Like [`Lane::new`], with the tunnels of an engine.
+    pub(super) fn sharing(
+        worker: usize,
+        underlay: U,
+        destination_port: u16,
+        tunnels: Arc<Tunnels>,
+    ) -> Self {
+        let (book, met) = vteps(worker, Arc::clone(&tunnels));
         let segmentation = Segmentation::new();
         Self {
             worker,
@@ -82,6 +97,8 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             egress: EgressPath::new(destination_port, segmentation.clone()),
             segmentation,
             ingress: IngressPath::new(),
+            prober: Prober::new(worker, destination_port, Arc::clone(&tunnels)),
+            tunnels,
         }
     }
 
@@ -185,6 +202,7 @@ impl<P: Port, U: Underlay> Lane<P, U> {
             &self.underlay,
             &self.writers,
             &mut self.counters,
+            &mut self.prober,
             lost,
         );
         self.counters.watch.end_turn();
@@ -216,6 +234,39 @@ impl<P: Port, U: Underlay> Lane<P, U> {
     #[must_use]
     pub fn segmentation(&self) -> bool {
         self.segmentation.is_on()
+    }
+
+    /// When [`Lane::probe_round`] has something to do: at once if a batch brought probes.
+    #[inline]
+    #[must_use]
+    pub fn probe_due_ns(&self) -> u64 {
+        if self.prober.has_arrived() {
+            return 0;
+        }
+        self.prober.due_ns()
+    }
+
+    /// Answers the probes of the last batches, and asks the VTEPs whose turn it is.
+    pub fn probe_round(&mut self, now_ns: u64) {
+        self.prober
+            .round(&mut self.underlay, &self.counters, now_ns);
+    }
+
+    /// Takes up the tunnels that there are now.
+    pub fn reload_tunnels(&mut self, now_ns: u64) {
+        self.prober.reload(&self.counters, now_ns);
+    }
+
+    /// Replaces the tunnels, for a lane that shares them with no other.
+    pub fn set_tunnels(&mut self, interval_ns: u64, tunnels: &[TunnelConfig], now_ns: u64) {
+        self.tunnels.set(interval_ns, tunnels);
+        self.reload_tunnels(now_ns);
+    }
+
+    /// What is known of the tunnels, by VTEP.
+    #[must_use]
+    pub fn tunnel_stats(&self, now_ns: u64) -> Vec<(IpAddr, TunnelStats)> {
+        self.tunnels.stats(now_ns)
     }
 
     /// Reads the counters of the sockets.

@@ -15,7 +15,9 @@ mod ingress;
 mod lane;
 mod network;
 mod patience;
+mod prober;
 mod segmentation;
+mod tunnels;
 mod vteps;
 mod watch;
 mod worker;
@@ -37,15 +39,17 @@ pub use droplog::DroppedFrame;
 pub use events::Event;
 pub use lane::{Lane, Round};
 pub use network::{Network, NetworkConfig};
+pub use tunnels::{TunnelConfig, TunnelStats};
 pub use vteps::VtepStats;
 pub use watch::{Capture, CaptureConfig};
 
-use crate::io::{can_segment, ReceiveDrops, TapQueue, UdpUnderlay};
+use crate::io::{can_segment, check_mtu, ReceiveDrops, TapQueue, UdpUnderlay};
 use crate::sys::clock;
-use crate::table::{TableError, Tables};
+use crate::table::{check_address, TableError, Tables};
 use crate::wire::{MacAddr, Vni};
 use crate::DropReason;
 use events::EventReceiver;
+use tunnels::Tunnels;
 use worker::{Order, Worker};
 
 /// Why the engine refused; nothing was changed.
@@ -114,6 +118,8 @@ pub struct Stats {
     pub underlay: UnderlayStats,
     /// By VTEP, in order; those that datagrams went to or came from.
     pub vteps: Vec<(IpAddr, VtepStats)>,
+    /// By VTEP, in order; those that [`Engine::set_tunnels`] named last.
+    pub tunnels: Vec<(IpAddr, TunnelStats)>,
 }
 
 /// Worker threads that forward between ports and underlay. May be shared by threads.
@@ -124,6 +130,7 @@ pub struct Engine {
     event_fd: RawFd,
     /// Whether the kernel knows UDP_SEGMENT at all (Linux 4.18).
     can_segment: bool,
+    tunnels: Arc<Tunnels>,
     #[allow(clippy::disallowed_types)]
     control: Mutex<Control>,
 }
@@ -190,6 +197,7 @@ impl Engine {
             local,
             event_fd: receiver.descriptor(),
             can_segment: can_segment(send[0].as_fd()),
+            tunnels: Arc::new(Tunnels::new(workers)),
             control: new_lock(Control {
                 workers: Vec::with_capacity(workers),
                 receive_drops,
@@ -200,10 +208,12 @@ impl Engine {
             }),
         };
         for (number, socket) in receive.into_iter().enumerate() {
-            let underlay = UdpUnderlay::new(socket, Arc::clone(&send));
+            let underlay = UdpUnderlay::new(socket, Arc::clone(&send))
+                .map_err(system("preparing an underlay socket"))?;
+            let lane = Lane::sharing(number, underlay, local.port(), Arc::clone(&engine.tunnels));
             // On failure the engine is dropped, which ends the workers that run already.
-            let worker = Worker::start(number, underlay, local.port(), sender.clone())
-                .map_err(system("starting a worker"))?;
+            let worker =
+                Worker::start(lane, sender.clone()).map_err(system("starting a worker"))?;
             engine.lock().workers.push(worker);
         }
         engine.switch_segmentation(true)?;
@@ -324,6 +334,37 @@ impl Engine {
         self.change(vni, |tables| tables.with_neighbours(entries))
     }
 
+    /// Probes these VTEPs every `interval_ns` (0: not at all), and answers their probes.
+    ///
+    /// Replaces those before; those that stay keep what is known of them. With many tunnels the
+    /// interval is longer: a thousand are begun with a second at most.
+    ///
+    /// # Errors
+    ///
+    /// [`EngineError::Invalid`] for a VTEP that is no host's address or an MTU out of range,
+    /// [`EngineError::Family`], [`EngineError::Closed`].
+    pub fn set_tunnels(
+        &self,
+        interval_ns: u64,
+        tunnels: &[TunnelConfig],
+    ) -> Result<(), EngineError> {
+        let control = self.open()?;
+        self.check_families(tunnels.iter().map(|tunnel| tunnel.vtep))?;
+        for tunnel in tunnels {
+            check_mtu(tunnel.mtu_bytes).map_err(EngineError::Invalid)?;
+            check_address(tunnel.vtep).map_err(TableError::Vtep)?;
+        }
+        self.tunnels.set(interval_ns, tunnels);
+        let (done, all_done) = channel();
+        for worker in &control.workers {
+            let done = done.clone();
+            worker.order(Order::Tunnels { done });
+        }
+        drop(done);
+        let _ = all_done.recv();
+        Ok(())
+    }
+
     /// What the workers use now.
     ///
     /// # Errors
@@ -392,6 +433,7 @@ impl Engine {
                 .collect(),
             underlay,
             vteps: vteps.into_iter().collect(),
+            tunnels: self.tunnels.stats(now_ns),
         })
     }
 

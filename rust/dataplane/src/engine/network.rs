@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 
 use super::counters::{sum_networks, NetworkCounters, NetworkStats};
 use super::EngineError;
+use crate::probe;
 use crate::table::{FloodLimiter, Tables};
 use crate::wire::{ethernet, Vni};
 
@@ -26,6 +27,12 @@ pub struct NetworkConfig {
 impl NetworkConfig {
     fn check(&self) -> Result<(), EngineError> {
         crate::io::check_mtu(self.mtu_bytes).map_err(EngineError::Invalid)?;
+        if self.vni == probe::VNI {
+            return Err(EngineError::Invalid(format!(
+                "VNI {} is that of probes between hosts: a network has one below it",
+                self.vni
+            )));
+        }
         if !(1..=1_000_000_000).contains(&self.flood_rate) {
             return Err(EngineError::Invalid(format!(
                 "flood rate {} is not in 1-1000000000 frames a second",

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::counters::Counter;
+use super::tunnels::Tunnels;
 
 /// What one worker counts for one VTEP. Aligned so that workers share no cache line.
 #[derive(Debug, Default)]
@@ -28,6 +29,11 @@ impl VtepCounters {
     pub fn sent(&self, datagrams: u64, bytes: u64) {
         self.sent_datagrams.add(datagrams);
         self.sent_bytes.add(bytes);
+    }
+
+    /// Datagrams sent so far.
+    pub fn sent_datagrams(&self) -> u64 {
+        self.sent_datagrams.value()
     }
 
     #[inline]
@@ -61,6 +67,8 @@ pub(super) struct VtepBook {
     /// Where the one before was: most often it is the same.
     last: usize,
     tell: Sender<Met>,
+    worker: usize,
+    tunnels: Arc<Tunnels>,
 }
 
 impl VtepBook {
@@ -76,11 +84,19 @@ impl VtepBook {
         &self.met[self.last].1
     }
 
+    /// The VTEPs met, with their counters.
+    pub fn met(&self) -> impl Iterator<Item = (&IpAddr, &Arc<VtepCounters>)> {
+        self.met.iter().map(|(vtep, counters)| (vtep, counters))
+    }
+
     #[cold]
     fn meet(&mut self, vtep: IpAddr) -> usize {
         let counters = Arc::<VtepCounters>::default();
         // Fails only if nobody is left to hear it.
         let _ = self.tell.send((vtep, Arc::clone(&counters)));
+        if let Some(tunnel) = self.tunnels.list().tunnels.get(&vtep) {
+            tunnel.meet(self.worker, &counters);
+        }
         self.met.push((vtep, counters));
         self.places.insert(vtep, self.met.len() - 1);
         self.met.len() - 1
@@ -108,13 +124,15 @@ impl MetVteps {
     }
 }
 
-pub(super) fn vteps() -> (VtepBook, MetVteps) {
+pub(super) fn vteps(worker: usize, tunnels: Arc<Tunnels>) -> (VtepBook, MetVteps) {
     let (tell, news) = channel();
     let book = VtepBook {
         met: Vec::new(),
         places: AHashMap::new(),
         last: 0,
         tell,
+        worker,
+        tunnels,
     };
     let met = MetVteps {
         met: Vec::new(),

@@ -27,6 +27,8 @@ const WAKE: u64 = u64::MAX;
 const UNDERLAY: u64 = u64::MAX - 1;
 /// Descriptors that one wait returns; those that are left out come first the next time.
 const EVENTS: usize = 64;
+/// Turns of a busy loop after which the time is looked at, for the probes.
+const CLOCK_TURNS: u32 = 16;
 /// Errors of one kind or another in a row after which a descriptor is given up.
 const MAX_FAILURES: u32 = 1000;
 
@@ -41,6 +43,9 @@ pub(super) enum Order {
     },
     Detach {
         vni: Vni,
+        done: Sender<()>,
+    },
+    Tunnels {
         done: Sender<()>,
     },
     Resume {
@@ -73,18 +78,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// Starts worker number `number`, which moves nothing before [`Order::Resume`].
-    pub fn start(
-        number: usize,
-        underlay: UdpUnderlay,
-        destination_port: u16,
-        events: EventSender,
-    ) -> io::Result<Self> {
+    /// Starts the worker of a lane, which moves nothing before [`Order::Resume`].
+    pub fn start(mut lane: Lane<TapQueue, UdpUnderlay>, events: EventSender) -> io::Result<Self> {
+        let number = lane.worker;
         let wake = Arc::new(EventFd::new()?);
         let epoll = Epoll::new()?;
         epoll.add(wake.as_fd(), WAKE)?;
         let (orders, inbox) = channel();
-        let mut lane = Lane::new(number, underlay, destination_port);
         let counters = Arc::clone(&lane.counters.sockets);
         let met = lane.met.take();
         let segmentation = lane.segmentation.clone();
@@ -100,6 +100,7 @@ impl Worker {
             paused: true,
             stopped: false,
             failures: 0,
+            turns: 0,
         };
         let thread = std::thread::Builder::new()
             .name(format!("vxlan-{number}"))
@@ -164,6 +165,8 @@ struct Running {
     /// Whether it was told to end.
     stopped: bool,
     failures: u32,
+    /// Turns of the loop; at each multiple of [`CLOCK_TURNS`] the clock is looked at.
+    turns: u32,
 }
 
 impl Running {
@@ -194,6 +197,21 @@ impl Running {
                 alarm.armed = !self.stopped;
                 return;
             }
+            self.probe();
+        }
+    }
+
+    /// Looks after the probes, if it is time.
+    fn probe(&mut self) {
+        let due_ns = self.lane.probe_due_ns();
+        self.turns = self.turns.wrapping_add(1);
+        // To look at the clock costs little, and less if it is not done after every small batch.
+        let may_be_due = due_ns == 0 || (due_ns != u64::MAX && self.turns % CLOCK_TURNS == 0);
+        if may_be_due && !self.paused {
+            let now_ns = clock::monotonic_ns();
+            if now_ns >= due_ns {
+                self.lane.probe_round(now_ns);
+            }
         }
     }
 
@@ -214,12 +232,23 @@ impl Running {
             wait_ns = clock::monotonic_ns() - begin;
         }
         if ready.is_empty() {
-            self.epoll.wait(ready)?;
+            self.epoll.wait(ready, self.probe_in(begin + wait_ns))?;
             wait_ns = clock::monotonic_ns() - begin;
         }
+        // Whoever has waited looks for what has become due meanwhile.
+        self.turns = u32::MAX;
         self.patience.waited(wait_ns);
         self.idle.end(wait_ns);
         Ok(())
+    }
+
+    /// Time until the probes are due; none if they never are.
+    fn probe_in(&self, now_ns: u64) -> Option<u64> {
+        match self.lane.probe_due_ns() {
+            u64::MAX => None,
+            _ if self.paused => None,
+            due_ns => Some(due_ns.saturating_sub(now_ns)),
+        }
     }
 
     fn ingress(&mut self) -> std::ops::ControlFlow<()> {
@@ -302,6 +331,10 @@ impl Running {
                 Order::TellDrops { to } => {
                     // Fails only if nobody waits for it any more.
                     let _ = to.send(self.lane.recent_drops());
+                }
+                Order::Tunnels { done } => {
+                    self.lane.reload_tunnels(clock::monotonic_ns());
+                    drop(done);
                 }
                 Order::Stop => {
                     self.stopped = true;

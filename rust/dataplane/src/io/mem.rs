@@ -96,6 +96,9 @@ impl Port for MemPort {
     }
 }
 
+/// The [`Datagram::socket`] of what no router may fragment.
+pub const WHOLE: usize = usize::MAX;
+
 /// A datagram on the memory underlay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
@@ -216,6 +219,19 @@ impl Underlay for MemUnderlay {
             }
         }
         Ok(messages.len())
+    }
+
+    fn send_whole(&mut self, destination: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let mut state = self.state.borrow_mut();
+        if state.mtu_bytes.is_some_and(|limit| payload.len() > limit) {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        state.sent.push(Datagram {
+            socket: WHOLE,
+            destination,
+            payload: payload.to_vec(),
+        });
+        Ok(())
     }
 
     fn recv_batch(&mut self) -> io::Result<usize> {

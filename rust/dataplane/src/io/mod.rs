@@ -61,6 +61,13 @@ pub trait Underlay {
         messages: &[Message],
     ) -> io::Result<usize>;
 
+    /// Sends one datagram that no router may fragment, from the port that receives.
+    ///
+    /// # Errors
+    ///
+    /// EMSGSIZE if it is too long for this host's own device.
+    fn send_whole(&mut self, destination: std::net::SocketAddr, payload: &[u8]) -> io::Result<()>;
+
     /// Takes what waits, up to the room there is, and returns the number of messages.
     ///
     /// # Errors

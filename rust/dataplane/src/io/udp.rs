@@ -33,14 +33,18 @@ pub struct UdpUnderlay {
 
 impl UdpUnderlay {
     /// Takes over sockets as [`open_underlay`] opened them. `send` is not empty.
-    #[must_use]
-    pub fn new(receive: OwnedFd, send: Arc<[OwnedFd]>) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// What setting an option of `receive` reports.
+    pub fn new(receive: OwnedFd, send: Arc<[OwnedFd]>) -> io::Result<Self> {
+        ensure_whole(receive.as_fd())?;
+        Ok(Self {
             receive,
             send,
             receiver: Receiver::new(RECEIVE_MESSAGES),
             sender: Sender::new(SEND_MESSAGES, SEND_PIECES),
-        }
+        })
     }
 }
 
@@ -96,6 +100,10 @@ impl Underlay for UdpUnderlay {
                 result => return result,
             }
         }
+    }
+
+    fn send_whole(&mut self, destination: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        socket::send_to(self.receive.as_fd(), payload, destination)
     }
 
     fn recv_batch(&mut self) -> io::Result<usize> {
@@ -232,6 +240,19 @@ fn open_bound(local: SocketAddr, checksum: bool, shared: bool) -> io::Result<Own
     }
     socket::bind(opened.as_fd(), local)?;
     Ok(opened)
+}
+
+/// Makes a socket send with DF set, up to the device's MTU, whatever the kernel has learned of the
+/// path. Not done where it is opened, since a forwarder may get it from another one.
+fn ensure_whole(receive: BorrowedFd<'_>) -> io::Result<()> {
+    let (probe, probe6) = (libc::IP_PMTUDISC_PROBE, libc::IPV6_PMTUDISC_PROBE);
+    match socket::set_option(receive, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, probe6) {
+        // It is one of IPv4.
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+            socket::set_option(receive, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)
+        }
+        result => result,
+    }
 }
 
 /// Sets what only sockets for receiving need.

@@ -98,15 +98,19 @@ impl Epoll {
         Ok(())
     }
 
-    /// Waits until something is ready, without limit of time, and fills `events` with it.
+    /// Waits until something is ready, or for `most_ns` nanoseconds, rounded up to milliseconds,
+    /// and fills `events` with what is ready.
     ///
     /// A signal ends the wait with no events.
     ///
     /// # Errors
     ///
     /// EBADF or EINVAL, which mean a defect.
-    pub fn wait(&self, events: &mut Events) -> io::Result<()> {
-        self.fill(events, -1)
+    pub fn wait(&self, events: &mut Events, most_ns: Option<u64>) -> io::Result<()> {
+        let most_ms = most_ns.map_or(-1, |most_ns| {
+            libc::c_int::try_from(most_ns.div_ceil(1_000_000)).unwrap_or(libc::c_int::MAX)
+        });
+        self.fill(events, most_ms)
     }
 
     /// Fills `events` with what is ready, without waiting.

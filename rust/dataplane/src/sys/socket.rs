@@ -134,6 +134,30 @@ pub fn set_option(
     Ok(())
 }
 
+/// Sends one datagram.
+///
+/// # Errors
+///
+/// EMSGSIZE if it is too long for the way out, EAGAIN if the socket is full, and others.
+pub fn send_to(socket: BorrowedFd<'_>, bytes: &[u8], address: SocketAddr) -> io::Result<()> {
+    let (raw, len) = RawAddress::new(address);
+    // SAFETY: `bytes` and `raw` are valid during the call, with the lengths given.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            0,
+            (&raw const raw).cast(),
+            len,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// How many datagrams the kernel has dropped at a socket since it was opened, modulo 2^32.
 ///
 /// # Errors

@@ -235,7 +235,7 @@ fn check_mac(mac: MacAddr) -> Result<(), TableError> {
     }
 }
 
-fn check_address(address: IpAddr) -> Result<(), IpAddr> {
+pub(crate) fn check_address(address: IpAddr) -> Result<(), IpAddr> {
     let canonical = address.to_canonical();
     let broadcast = matches!(canonical, IpAddr::V4(v4) if v4.is_broadcast());
     if canonical.is_unspecified() || canonical.is_multicast() || broadcast {

@@ -1,0 +1,77 @@
+"""`pyvxlan peers`: the tunnels to other hosts, from `GET /v1/peers`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import click
+
+from pyvxlan.daemon.cli_format import as_json, duration, table
+from pyvxlan.daemon.cli_options import client_of, examples, format_option
+
+Document: TypeAlias = Mapping[str, Any]
+
+
+@click.command(
+    epilog=examples("""
+pyvxlan peers
+pyvxlan peers --format json | jq '.[] | select(.loss > 0.01)'
+""")
+)
+@format_option("table", "json")
+@click.pass_context
+def peers(ctx: click.Context, /, kind: str) -> None:
+    """Show the tunnels to other hosts: round trip, loss, order, path MTU.
+
+    Measured inside VXLAN, on the way of the traffic. `silent` are hosts that never answered a
+    probe; loss is that of the last 64 probes.
+    """
+    found = client_of(ctx).get("peers")
+    click.echo(as_json(found) if kind == "json" else text(found))
+
+
+def text(tunnels: Iterable[Document]) -> str:
+    """The table for people."""
+    return table(
+        ("HOST", "VTEP", "STATE", "P50", "P99", "LOSS", "REORDERED", "PATH MTU", "ANSWERED",
+         "NETWORKS"),
+        (
+            (
+                one["host"] or "(unknown)",
+                one["vtep"],
+                one["state"],
+                seconds(one["round_trip_s"]["p50"]),
+                seconds(one["round_trip_s"]["p99"]),
+                f"{one['loss']:.1%}" if one["probes"]["answered"] else "",
+                str(one["probes"]["reordered"]),
+                _path_mtu(one),
+                _age(one["answer_age_s"]),
+                ", ".join(one["networks"]),
+            )
+            for one in tunnels
+        ),
+    )  # fmt: skip
+
+
+def seconds(value: float | None) -> str:
+    """Shows a short time in a unit that suits it."""
+    if value is None:
+        return ""
+    for unit, size in (("us", 1e-6), ("ms", 1e-3)):
+        if value < 999.5 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} s"
+
+
+def _path_mtu(one: Document) -> str:
+    path, needed = one["path_mtu_bytes"], one["needed_mtu_bytes"]
+    if path is None:
+        return ""
+    return str(path) if path >= needed else f"{path} of {needed}"
+
+
+def _age(age_s: float | None) -> str:
+    if age_s is None:
+        return "never"
+    return "now" if age_s < 2 else f"{duration(age_s)} ago"

@@ -1,0 +1,74 @@
+"""Tunnels: which are probed, how a reading becomes their state, how they are shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pyvxlan.daemon import cli_peers
+from pyvxlan.daemon.dataplane.tunnels import Tunnels
+from pyvxlan.daemon.tunnels import Tunnel, quantile, read_tunnels
+from tests.unit.test_metrics import HOST2, TUNNEL
+
+
+def test_a_vtep_is_probed_for_the_largest_mtu_of_its_networks() -> None:
+    tunnels = Tunnels()
+    assert tunnels.set(7, 1450, ["198.18.0.2", "198.18.0.3"])
+    assert tunnels.set(8, 8950, ["198.18.0.3"])
+    assert not tunnels.set(8, 8950, ["198.18.0.3"])
+    assert tunnels.wanted() == {"198.18.0.2": 1450, "198.18.0.3": 8950}
+    assert tunnels.networks("198.18.0.3") == {7, 8}
+    assert tunnels.set(8, 1400, ["198.18.0.3"])
+    assert tunnels.wanted()["198.18.0.3"] == 1450
+    assert tunnels.set(7, 0, ())
+    assert tunnels.wanted() == {"198.18.0.3": 1400}
+    assert tunnels.set(8, 0, ())
+    assert not tunnels.set(8, 0, ())
+    assert tunnels.wanted() == {}
+
+
+def read(interval_s: float = 1.0, **counters: Any) -> Tunnel:
+    hosts = {"198.18.0.2": HOST2}
+    return read_tunnels({"198.18.0.2": {**TUNNEL, **counters}}, hosts, {7: "blue"}, interval_s)[0]
+
+
+@pytest.mark.parametrize(
+    ("age_ns", "interval_s", "state"),
+    [
+        (-1, 1.0, "silent"),
+        (2_900_000_000, 1.0, "up"),
+        (3_100_000_000, 1.0, "lost"),
+        (29_000_000_000, 10.0, "up"),
+        (100, 0, "off"),
+    ],
+)
+def test_state_follows_from_the_last_answer(age_ns: int, interval_s: float, state: str) -> None:
+    assert read(interval_s, answer_age_ns=age_ns).state == state
+
+
+@pytest.mark.parametrize(
+    ("share", "seconds"), [(0.5, 0.0002), (0.25, 0.00015), (0.75, 0.0006), (1.0, 0.001)]
+)
+def test_quantiles_are_those_of_prometheus(share: float, seconds: float) -> None:
+    assert quantile(read().round_trips, share) == pytest.approx(seconds)
+
+
+def test_quantiles_at_the_ends() -> None:
+    assert quantile([(0.1, 0), (float("inf"), 0)], 0.5) is None
+    assert quantile([(0.1, 1), (float("inf"), 9)], 0.99) == 0.1
+
+
+def test_tunnels_are_shown_for_people() -> None:
+    silent = read(answer_age_ns=-1, answered=0, path_mtu_bytes=0, round_trips={"50": 0, "inf": 0})
+    shown = cli_peers.text([read().document(), silent.document()])
+    header, one, two = (" ".join(line.split()) for line in shown.splitlines())
+    assert header == "HOST VTEP STATE P50 P99 LOSS REORDERED PATH MTU ANSWERED NETWORKS"
+    assert one == "host2 198.18.0.2 up 200 us 984 us 25.0% 3 1400 of 1500 now blue"
+    assert two == "host2 198.18.0.2 silent - - - 3 - never blue"
+
+
+def test_a_narrow_tunnel_is_one_of_which_less_is_known_to_get_through() -> None:
+    assert read().narrow
+    assert not read(path_mtu_bytes=1500).narrow
+    assert not read(path_mtu_bytes=0).narrow
