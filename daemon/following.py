@@ -40,6 +40,9 @@ SETTLE_S = 3.0
 CHECK_S_PER_LIST = 0.005
 """A resumed watch is checked within this time for each watch of each host of the cluster, so that
 all hosts together ask for some 200 lists a second."""
+ANEW_S_PER_LIST = 0.0005
+"""The same for what has to be read anew, as after a compaction: etcd answers some 2,000 such lists
+a second on two cores, and whoever asked at once with all others would wait as long."""
 WIDE_ABOVE = 256
 """So many tables of one kind may have watches of their own."""
 WIDE_SHARE = 4
@@ -323,6 +326,9 @@ class Follower:
             try:
                 async for event in self._store.watch(watch.prefix, since=since):
                     await self._take(watch, event)
+                    if isinstance(event, Stale) and event.anew:
+                        # It is read when the next event is asked for.
+                        await asyncio.sleep(self._turn_s(ANEW_S_PER_LIST))
                 return
             except StoreError as error:
                 await self._take(watch, Stale(str(error)))
@@ -342,14 +348,17 @@ class Follower:
         elif isinstance(event, Live) and was_stale:
             self.resyncs[RESUME] += 1
             watch.reason = GAP
-            most_s = CHECK_S_PER_LIST * self._hosts() * len(self._watches)
-            self._check_in(watch, self._rng.uniform(0, most_s))
+            self._check_in(watch, self._turn_s(CHECK_S_PER_LIST))
         self._guard(watch)
         self._tell(event)
         ended = self._watches.get(watch.prefix) is not watch
         if isinstance(event, Stale) and watch.reason == CHECK and not ended:
             # The list did not come. What is missed meanwhile is told better by going on.
             self._begin(watch, GAP)
+
+    def _turn_s(self, s_per_list: float) -> float:
+        """How long to wait if each watch of each host is to list something."""
+        return self._rng.uniform(0, s_per_list * self._hosts() * len(self._watches))
 
     def _show(self, one: _Followed, event: Event) -> None:
         """Lets a table take in an event, and tells what it changed."""

@@ -92,6 +92,9 @@ class Stale:
     """The store can't be reached: what was delivered so far still holds, nothing newer is known."""
 
     reason: str
+    anew: bool = False
+    """Whether everything is read anew as soon as the watcher asks for the next event, since what
+    was missed can't be told any more. That is so for every host at one moment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ KEY_MAX_BYTES = 512
 PREFIX_MAX_BYTES = 200
 SESSION_TTL_MIN_S = 10.0
 
+ANEW = "what was missed can't be told any more: everything is read anew"
+
 _KEY = re.compile(r"[!-.0-~]+(/[!-.0-~]+)*")
 
 
@@ -72,9 +74,14 @@ class _Watcher:
 
 
 class Watchers:
-    """All watchers of one store instance."""
+    """All watchers of one store instance.
 
-    def __init__(self) -> None:
+    Args:
+        warns: Whether watchers are told before all is read anew, and may wait for their turn.
+    """
+
+    def __init__(self, *, warns: bool = False) -> None:
+        self._warns = warns
         self._watchers: set[_Watcher] = set()
         self._stale: str | None = None
         self._closed = False
@@ -123,6 +130,7 @@ class Watchers:
         watcher = _Watcher(prefix, since)
         self._watchers.add(watcher)
         told_stale, owes_live = False, since is not None
+        begun = told_anew = False
         try:
             while not self._closed:
                 watcher.wake.clear()
@@ -132,8 +140,13 @@ class Watchers:
                     else:
                         told_stale = owes_live = True
                         yield Stale(self._stale)
+                elif watcher.gap and self._warns and begun and not told_anew:
+                    told_anew = owes_live = True
+                    yield Stale(ANEW, anew=True)
                 elif watcher.gap:
-                    for event in await self._begin(watcher, read):
+                    events = await self._begin(watcher, read)
+                    begun, told_anew = begun or not watcher.gap, told_anew and watcher.gap
+                    for event in events:
                         yield event
                 elif watcher.waiting:
                     change = watcher.waiting.popitem(last=False)[1]

@@ -148,7 +148,8 @@ async def test_history_compacted_meanwhile_is_replaced_by_a_snapshot(
     server.ctl("compact", str(server.revision()))
     await relay.start()
     await mirror.until(lambda: isinstance(mirror.events[-1], Live))
-    assert [type(event) for event in mirror.events] == [Snapshot, Stale, Snapshot, Live]
+    assert [type(event) for event in mirror.events] == [Snapshot, Stale, Stale, Snapshot, Live]
+    assert [stale.anew for stale in mirror.seen(Stale)] == [False, True]
     assert set(mirror.values) == {"k/b", "k/c"}
     await mirror.stop()
 

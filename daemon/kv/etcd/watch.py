@@ -48,7 +48,7 @@ class _Feed:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.watchers = Watchers()
+        self.watchers = Watchers(warns=True)
         self.revision: Revision | None = None
         """Of the newest event that was delivered; None if there is nothing to go on from."""
         self.last: Change | None = None
