@@ -5,11 +5,12 @@ networks, one after the other, and the other notes when its watch has told it. N
 host knew before the call returned. Checks that the other host has every network in the end, and
 ends with 1 if a median is above 50 ms on SQLite or etcd.
 
-    python -m benches.store.visible [KIND ...]         kinds: sqlite, etcd, consul, zk
+    python -m benches.store.visible [--pause-s S] [KIND ...]       kinds: sqlite, etcd, consul, zk
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import statistics
 import sys
@@ -29,7 +30,7 @@ from tests.unit.cluster import Member, MemoryNet
 WARM_UP = 5
 NETWORKS = 100
 PAUSE_S = 0.02
-"""Between two networks: what is measured is one change, not a queue of them."""
+"""Between two networks, if nothing else is said: what is measured is one change, not a queue."""
 LIMIT_MS = 50.0
 LIMITED = {"sqlite", "etcd"}
 
@@ -52,7 +53,9 @@ class Spread:
         return f"{self.median:.1f} [{self.low:.1f} .. {self.high:.1f}]"
 
 
-async def measured(url: str, directory: Path, *, networks: int = NETWORKS) -> tuple[Spread, Spread]:
+async def measured(
+    url: str, directory: Path, *, networks: int = NETWORKS, pause_s: float = PAUSE_S
+) -> tuple[Spread, Spread]:
     """How long the calls took, and how long after each of them the other host knew."""
     hosts = []
     for number in (1, 2):
@@ -66,7 +69,7 @@ async def measured(url: str, directory: Path, *, networks: int = NETWORKS) -> tu
         for number in range(WARM_UP + networks):
             name = f"n{number}"
             known_at = asyncio.create_task(_known_at(there, name))
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(pause_s)
             called_at = time.perf_counter()
             await here.service.create_network(NetworkSpec(name))
             returned_at = time.perf_counter()
@@ -87,20 +90,24 @@ async def _known_at(host: Member, name: str) -> float:
     return time.perf_counter()
 
 
-def main(kinds: Sequence[str]) -> int:
+def main(args: Sequence[str]) -> int:
     """Prints a table; gives 1 if a median is too high where there is a limit."""
+    parser = argparse.ArgumentParser(prog="visible", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help="all if left out")
+    parser.add_argument("--pause-s", type=float, default=PAUSE_S, help="between two networks")
+    given = parser.parse_args(args)
     print(f"{NETWORKS} networks, ms: median [the middle four fifths]")
     print(f"{'store':<8} {'the call':>24} {'known elsewhere after it':>28}")
     slow = False
-    for kind in kinds:
+    for kind in given.kinds or ["sqlite", *SERVERS]:
         with tempfile.TemporaryDirectory(prefix="pyvxlan-bench-") as name:
             directory = Path(name)
             with store_url(kind, directory) as url:
-                call, known = asyncio.run(measured(url, directory))
+                call, known = asyncio.run(measured(url, directory, pause_s=given.pause_s))
         slow = slow or (kind in LIMITED and known.median > LIMIT_MS)
         print(f"{kind:<8} {call!s:>24} {known!s:>28}", flush=True)
     return int(slow)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["sqlite", *SERVERS]))
+    sys.exit(main(sys.argv[1:]))
