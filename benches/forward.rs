@@ -1,6 +1,7 @@
 //! Nanoseconds per frame for all that is decided and written on the way of one frame, without I/O.
 
 #![allow(clippy::unwrap_used)] // A panic is how a wrong result shows.
+#![allow(missing_docs)] // The macros of criterion write a public function.
 
 use std::hint::black_box;
 use std::net::IpAddr;

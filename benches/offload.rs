@@ -2,6 +2,7 @@
 //! bytes with all headers and checksums, and joining these segments again.
 
 #![allow(clippy::unwrap_used)] // A panic is how a wrong result shows.
+#![allow(missing_docs)] // The macros of criterion write a public function.
 
 use std::hint::black_box;
 use std::time::Duration;

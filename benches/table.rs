@@ -2,6 +2,7 @@
 //! that change in batches.
 
 #![allow(clippy::unwrap_used)] // A panic is how a wrong result shows.
+#![allow(missing_docs)] // The macros of criterion write a public function.
 
 use std::hint::black_box;
 use std::net::IpAddr;

@@ -1,6 +1,7 @@
 //! Nanoseconds to parse the headers of one frame, to hash its flow and to sum one payload.
 
 #![allow(clippy::unwrap_used)] // A panic is how a wrong result shows.
+#![allow(missing_docs)] // The macros of criterion write a public function.
 
 use std::hint::black_box;
 use std::time::Duration;
