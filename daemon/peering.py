@@ -43,6 +43,7 @@ CONNECT_S = 3.0
 HANDSHAKE_S = 5.0
 QUESTION_S = 5.0
 """How long a question may take to arrive, or a message to leave."""
+CLOSE_S = 1.0
 ANSWER_S = 10.0
 STREAM_S = 3600.0
 QUESTION_BYTES = 64 * 1024
@@ -431,10 +432,14 @@ async def _hear_stop(reader: asyncio.StreamReader, stop: asyncio.Event) -> None:
 
 
 async def _close(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection; one whose other side does not answer that is cut off."""
     writer.close()
-    with contextlib.suppress(OSError, TimeoutError):
-        async with asyncio.timeout(1):
-            await writer.wait_closed()
+    with contextlib.suppress(OSError):
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await writer.wait_closed()
+        except TimeoutError:
+            writer.transport.abort()
 
 
 @contextlib.contextmanager
