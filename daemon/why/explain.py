@@ -269,7 +269,9 @@ class Explainer:
             asked = await self._net.within(here.sandbox, lambda: watching.open_query(NAME_SERVER))
             with asked:
                 answer = await _asked(asked, query)
-        except (DaemonError, OSError, dns.exception.DNSException) as error:
+        except OSError as error:
+            return Resolution(server, pair.name, problem=error.strerror or str(error))
+        except (DaemonError, dns.exception.DNSException) as error:
             return Resolution(server, pair.name, problem=str(error) or type(error).__name__)
         if answer is None:
             return Resolution(server, pair.name, problem="no answer")

@@ -1,5 +1,7 @@
 """Says in words what is wrong and what mends it: one function for each cause. Pure.
 
+What mends it begins with the host on which to do it.
+
 It is one module since it is one text: whoever changes one sentence should see the others.
 """
 
@@ -28,7 +30,7 @@ class _Words:
 _IN = "nsenter --net={sandbox} ip"
 _OVERLAY = "nsenter --net={netns} ip"
 _HEALS = "{heals}"
-"""What the daemon does by itself."""
+"""The daemon does it."""
 _FAULTS: Mapping[tuple[str, str], _Words] = {
     (facts.ETH, "sandbox"): _Words(
         "the namespace of {name} on {host} ({sandbox}) is gone",
@@ -36,7 +38,7 @@ _FAULTS: Mapping[tuple[str, str], _Words] = {
     ),
     (facts.ETH, "fetched"): _Words(
         "Docker has not given {name} its interface ({wanted} waits on {host})",
-        "docker network disconnect and connect {name}, on {host}",
+        "docker network disconnect and connect {name}",
     ),
     (facts.ETH, "missing"): _Words(
         "{name} has no interface of this network: {veth} on {host} has no other end there", _HEALS
@@ -73,7 +75,7 @@ _FAULTS: Mapping[tuple[str, str], _Words] = {
         "{veth}, the host's end of {name}, is down on {host}", f"{_OVERLAY} link set {{veth}} up"
     ),
     (facts.VETH, "master"): _Words(
-        "{veth}, the host's end of {name}, is on {found} and not on br0",
+        "{veth}, the host's end of {name}, hangs on {found} instead of br0",
         f"{_OVERLAY} link set {{veth}} master br0",
     ),
     (facts.VETH, "stations"): _Words(
@@ -93,7 +95,7 @@ _FAULTS: Mapping[tuple[str, str], _Words] = {
     (facts.PORT, "detached"): _Words("the forwarder on {host} does not carry {wanted}", _HEALS),
     (facts.PORT, "down"): _Words("vxlan0 is down on {host}", f"{_OVERLAY} link set vxlan0 up"),
     (facts.PORT, "master"): _Words(
-        "vxlan0 on {host} is on {found} and not on br0", f"{_OVERLAY} link set vxlan0 master br0"
+        "vxlan0 on {host} hangs on {found} instead of br0", f"{_OVERLAY} link set vxlan0 master br0"
     ),
 }
 _LABELS = {
@@ -105,13 +107,13 @@ _LABELS = {
 }
 _DROPS: Mapping[str, tuple[str, str]] = {
     "frame_too_big": ("mtu", "set the same MTU inside, as the network has"),
-    "underlay_mtu": ("mtu", "ip link on {host}, or create the network with a smaller --mtu"),
-    "underlay_error": ("firewall", "nft list ruleset, and ip route get {peer_vtep}, on {host}"),
+    "underlay_mtu": ("mtu", "ip link; or create the network with a smaller --mtu"),
+    "underlay_error": ("firewall", "nft list ruleset; ip route get {peer_vtep}"),
     "source_not_vtep": ("vtep_wrong", "look for NAT on the underlay, and for a wrong --advertise"),
-    "source_mac_unknown": ("mac_unknown", "pyvxlan status on {host}: is it in step?"),
-    "source_mac_elsewhere": ("mac_unknown", "pyvxlan endpoint ls on {host}"),
-    "destination_unknown": ("fdb_missing", "pyvxlan endpoint ls on {host}"),
-    "vni_unknown": ("vni_unknown", "pyvxlan network ls on both hosts"),
+    "source_mac_unknown": ("mac_unknown", "pyvxlan status: is it in step with the store?"),
+    "source_mac_elsewhere": ("mac_unknown", "pyvxlan endpoint ls"),
+    "destination_unknown": ("fdb_missing", "pyvxlan endpoint ls"),
+    "vni_unknown": ("vni_unknown", "pyvxlan network ls, as on the other host"),
 }
 """What a reason for a drop means here, and what to do; of others docs/dataplane.md says it."""
 
@@ -145,7 +147,7 @@ def fault(side: Side, other: Side, found: Fault) -> Finding:
         side,
         found.stop,
         told.text.format_map(known),
-        told.remedy.format_map(known),
+        f"on {side.host}: {told.remedy.format_map(known)}",
         told.breaks,
     )
 
@@ -157,7 +159,7 @@ def not_attached(side: Side) -> Finding:
         side,
         facts.ETH,
         f"the store has {side.name} on {side.host}, and that host has not attached it",
-        f"pyvxlan endpoint ls --local on {side.host}; attach it anew there",
+        f"on {side.host}: pyvxlan endpoint ls --local; attach it anew",
     )
 
 
@@ -169,7 +171,7 @@ def forwarder(side: Side, *, breaks: bool) -> Finding:
         side,
         facts.TABLES,
         f"the forwarder on {side.host} does not answer: {held.forwarder}",
-        f"kill -9 $(cut -d' ' -f1 {held.run_dir}/forwarder.pid) on {side.host}: the daemon starts "
+        f"on {side.host}: kill -9 $(cut -d' ' -f1 {held.run_dir}/forwarder.pid); the daemon starts "
         "another one",
         ALL if breaks else NONE,
     )
@@ -185,14 +187,14 @@ def unknown_peer(side: Side, other: Side) -> Finding:
             side,
             facts.TABLES,
             f"{unknown}, though it is in step with its store",
-            f"pyvxlan store check on {side.host} and {other.host}: both must use one store",
+            f"on {side.host} and {other.host}: pyvxlan store check; both must use one store",
         )
     return Finding(
         "store_stale",
         side,
         facts.TABLES,
         f"{unknown}, {_since(held)}",
-        f"pyvxlan store check on {side.host}",
+        f"on {side.host}: pyvxlan store check",
     )
 
 
@@ -203,7 +205,7 @@ def stale(side: Side) -> Finding:
         side,
         facts.TABLES,
         f"{side.host} goes on from what it knew, {_since(_facts(side))}",
-        f"pyvxlan store check on {side.host}",
+        f"on {side.host}: pyvxlan store check",
         NONE,
     )
 
@@ -217,7 +219,7 @@ def wrong_record(side: Side, other: Side, vtep: str) -> Finding:
         facts.TABLES,
         f"{side.host} takes {held.peer_vtep or 'nothing'} for the VTEP of {other.host}, which is "
         f"{vtep}",
-        f"pyvxlan store check on {side.host} and {other.host}",
+        f"on {side.host} and {other.host}: pyvxlan store check",
     )
 
 
@@ -256,7 +258,8 @@ def vtep_missing(side: Side) -> Finding:
         facts.UNDERLAY,
         f"{side.host} says that its VTEP is {held.vtep}, and no interface of it has that address; "
         f"it has {', '.join(held.addresses) or 'none'}",
-        f"ip address add {held.vtep} on {side.host}, or start its daemon with another --advertise",
+        f"on {side.host}: ip address add {held.vtep}/PREFIX dev INTERFACE; or start the daemon "
+        "with another --advertise",
     )
 
 
@@ -269,7 +272,7 @@ def underlay_mtu(side: Side, needed: int) -> Finding:
         facts.UNDERLAY,
         f"frames of {held.mtu} bytes need an MTU of {needed} on the underlay, and {held.vtep_link} "
         f"of {side.host} has {held.underlay_mtu}",
-        f"ip link set {held.vtep_link} mtu {needed} on {side.host}, or create the network with "
+        f"on {side.host}: ip link set {held.vtep_link} mtu {needed}; or create the network with "
         f"--mtu {held.mtu - needed + held.underlay_mtu}",
         LARGE,
     )
@@ -294,14 +297,16 @@ def narrow(side: Side, other: Side) -> Finding:
 def unresolved(side: Side, found: Resolution, address: str) -> Finding:
     """The name server inside A does not give B's address."""
     held = _facts(side)
-    said = found.problem or f"says {', '.join(found.addresses) or 'no address'}"
+    said = f"gives no address: {found.problem}"
+    if not found.problem:
+        said = f"says {', '.join(found.addresses) or 'that it has none'}"
     return Finding(
         "name",
         side,
         facts.ETH,
         f"{side.name} reaches {address} and does not find it by name: {found.server}, asked for "
-        f"{found.name} inside, gives another answer ({said})",
-        f"nsenter --net={held.sandbox} nft list ruleset; then pyvxlan status on {side.host}",
+        f"{found.name} inside, {said}",
+        f"on {side.host}: nsenter --net={held.sandbox} nft list ruleset; pyvxlan status",
         NONE,
     )
 
@@ -313,7 +318,7 @@ def unheard(side: Side) -> Finding:
         side,
         facts.ETH,
         f"nothing can be sent from {side.name}: {side.unheard}",
-        f"pyvxlan why on {side.host} itself; its daemon must run, and TCP peer_port be let through",
+        f"on {side.host}: pyvxlan why; its daemon must run, and peer_port (TCP) be let through",
     )
 
 
@@ -321,14 +326,14 @@ def not_sent(side: Side, address: str) -> Finding:
     """Nothing came out of A's interface."""
     held, traced = _facts(side), side.traced
     problem = traced.problem if traced else ""
-    look = f"nsenter --net={held.sandbox} nft list ruleset"
+    look = f"on {side.host}: nsenter --net={held.sandbox} nft list ruleset"
     if traced and traced.neighbour == facts.UNANSWERED:
         return Finding(
             "neighbour_missing",
             side,
             facts.ETH,
             f"{side.name} asks for the MAC of {address}, and nobody answers",
-            f"nsenter --net={held.netns} nft list ruleset on {side.host}; pyvxlan status there",
+            f"on {side.host}: nsenter --net={held.netns} nft list ruleset; pyvxlan status",
         )
     return Finding(
         "firewall",
@@ -350,7 +355,7 @@ def pair(side: Side, kind: str) -> Finding:
         side,
         facts.VETH,
         f"{_what(kind)} is lost between {held.ifname} in {side.name} and {held.veth} outside",
-        f"nsenter --net={held.netns} tc filter show dev {held.veth} ingress, and egress",
+        f"on {side.host}: nsenter --net={held.netns} tc filter show dev {held.veth} ingress",
     )
 
 
@@ -362,7 +367,7 @@ def bridge(side: Side, kind: str) -> Finding:
         side,
         facts.BRIDGE,
         f"{_what(kind)} is lost on br0 of {side.host}: by a rule there, or its table of MACs",
-        f"nsenter --net={held.netns} nft list ruleset, and bridge fdb",
+        f"on {side.host}: nsenter --net={held.netns} nft list ruleset, and bridge fdb",
     )
 
 
@@ -375,7 +380,7 @@ def no_answer(side: Side, size: str) -> Finding:
         facts.ETH,
         f"the frame comes to {held.ifname} in {side.name}{_of(size)}, and the kernel there does "
         "not answer: a rule in there drops it",
-        f"nsenter --net={held.sandbox} nft list ruleset",
+        f"on {side.host}: nsenter --net={held.sandbox} nft list ruleset",
     )
 
 
@@ -415,13 +420,13 @@ def tunnel_end(here: Side, there: Side, size: str, *, outwards: bool) -> Finding
         return _vtep_unreachable(here, there)
     if here.traced and here.traced.drops:
         reason = here.traced.drops[-1]
-        code, remedy = _DROPS.get(reason, ("dropped", "pyvxlan drops on {host}"))
+        code, remedy = _DROPS.get(reason, ("dropped", "pyvxlan drops"))
         return Finding(
             code,
             here,
             facts.TABLES,
             f"the {_carrier(here)} on {here.host} drops the frame{_of(size)}: {in_words(reason)}",
-            remedy.format_map(_known(here)),
+            f"on {here.host}: {remedy.format_map(_known(here))}",
         )
     if size == FULL:
         return Finding(
@@ -430,7 +435,7 @@ def tunnel_end(here: Side, there: Side, size: str, *, outwards: bool) -> Finding
             facts.TABLES,
             f"frames of {held.mtu} bytes do not pass the {_carrier(here)} on {here.host}, small "
             "ones do",
-            f"ip link on {here.host}: the underlay needs the network's MTU and room for headers",
+            f"on {here.host}: ip link; the underlay needs the network's MTU and room for headers",
         )
     return Finding(
         "firewall",
@@ -441,7 +446,7 @@ def tunnel_end(here: Side, there: Side, size: str, *, outwards: bool) -> Finding
         if outwards
         else f"the datagram comes to {held.vtep} of {here.host} and not to the {_carrier(here)}: a "
         f"rule there drops UDP port {held.port}",
-        f"nft list ruleset on {here.host}: let UDP port {held.port} through",
+        f"on {here.host}: nft list ruleset; let UDP port {held.port} through",
     )
 
 
@@ -453,7 +458,7 @@ def _vtep_unreachable(sender: Side, receiver: Side) -> Finding:
         facts.UNDERLAY,
         f"{sender.host} does not reach {held.peer_vtep}, the VTEP of {receiver.host}: no answer to "
         f"a ping, and {receiver.unheard}",
-        f"ping -I {held.vtep} {held.peer_vtep} on {sender.host}: see that {receiver.host} is up, "
+        f"on {sender.host}: ping -I {held.vtep} {held.peer_vtep}; see that {receiver.host} is up, "
         "and repair the underlay",
     )
 
@@ -469,11 +474,9 @@ def _known(side: Side) -> dict[str, object]:
     known: dict[str, object] = {"name": side.name, "host": side.host}
     for one in ("vtep", "vtep_link", "peer_vtep", "netns", "veth", "sandbox"):
         known[one] = getattr(held, one)
-    heals = (
-        f"the daemon mends it within {held.repair_s:g} s; if not, run pyvxlan status on {side.host}"
-    )
+    heals = f"the daemon mends it within {held.repair_s:g} s; if not: pyvxlan status"
     if held.problems:
-        heals = f"the daemon on {side.host} tries to, and says: {held.problems[0]}"
+        heals = f"the daemon tries to mend it, and says: {held.problems[0]}"
     return known | {"ifname": held.ifname or "eth0", "heals": heals}
 
 
@@ -482,7 +485,7 @@ def _carrier(side: Side) -> str:
 
 
 def _heals(side: Side) -> str:
-    return _HEALS.format_map(_known(side))
+    return f"on {side.host}: {_HEALS.format_map(_known(side))}"
 
 
 def _since(held: Facts) -> str:
