@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from pyvxlan import encap
+from tests.netns.shuffler import shuffling
 from tests.netns.world import (
     Container,
     Host,
@@ -105,6 +107,34 @@ def test_bulk_tcp_arrives_bit_exact_though_the_underlay_loses_datagrams(trio: Tr
         assert int(lost.split("packets ")[1].split()[0]) > 10
     finally:
         host.run("nft", "delete table ip lossy")
+
+
+def test_bulk_arrives_bit_exact_though_the_underlay_reorders_and_repeats(trio: Trio) -> None:
+    world = trio.world
+    offloads_off(*((each.netns, "under0") for each in world.hosts))
+    payload = os.urandom(1 << 20)
+    with shuffling(world.switch, "port2", "sw0") as shuffler:
+        for addresses in (trio.v4, trio.v6):
+            for client, server in ((0, 1), (1, 0)):
+                containers = trio.containers[client], trio.containers[server]
+                assert transfer(*containers, addresses[server], payload) == payload
+        # Datagrams come in any order, some twice, and each as it was sent.
+        sent = [struct.pack("!I", number) * 250 for number in range(60)]
+        with (
+            trio.containers[1].socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+            trio.containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+        ):
+            receiver.bind((trio.v4[1], PORT))
+            for datagram in sent:
+                sender.sendto(datagram, (trio.v4[1], PORT))
+            receiver.settimeout(1)
+            arrived = []
+            with contextlib.suppress(TimeoutError):
+                while True:
+                    arrived.append(receiver.recv(65536))
+        assert {*arrived} <= {*sent}
+        assert len({*arrived}) > 40
+    assert min(shuffler.reordered, shuffler.repeated) > 100
 
 
 def test_tcp_leaves_the_container_in_super_frames(either: Trio) -> None:
