@@ -98,6 +98,15 @@ ensure_venv() {
     }
 }
 
+# install_groups GROUP...: installs dependency groups of pyproject.toml into the virtual environment.
+install_groups() {
+    local wanted
+    mapfile -t wanted < <(python3 -c 'import sys, tomllib
+groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]
+print(*(line for name in sys.argv[1:] for line in groups[name]), sep="\n")' "$@")
+    "$VENV/bin/pip" install --quiet "${wanted[@]}"
+}
+
 # ensure_go: finds Go, or installs it into the virtual environment. Debian 12's is too old for the
 # Consul that the tests run, and to fetch a newer one by itself (that came with 1.21).
 ensure_go() {

@@ -72,7 +72,7 @@ def build_load() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benches.net", description=__doc__)
-    parser.add_argument("--peers", default="underlay,kernel,pyvxlan,ovs", type=_words)
+    parser.add_argument("--peers", default=",".join(known.PEERS), type=_words)
     parser.add_argument("--pictures", default=",".join(PICTURES), type=_words)
     parser.add_argument("--measurements", default=",".join(measurements(1)), type=_words)
     parser.add_argument("--rounds", default=3, type=int)

@@ -6,6 +6,7 @@ a fresh `Site`, and names two namespaces that reach each other through it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from pathlib import Path
 from benches.net.site import Site, prepare_end
 from tests.netns.world import Host, command, eventually
 
+_NUMBERS = itertools.count()
 VNI = 4097
 OVERLAY_MTU_BYTES = 1450
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -42,7 +44,7 @@ class Peer(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.site = Site(f"b{name[:6]}{os.getpid() % 10000}")
+        self.site = Site(f"b{next(_NUMBERS)}{name[:5]}{os.getpid() % 10000}")
         try:
             self.ends = self.lay()
             for netns in self.ends.netns:
@@ -117,6 +119,16 @@ class Pyvxlan(Peer):
 
     def pids(self) -> list[int]:
         return [host.forwarder_pid() for host in self.site.hosts]
+
+
+class PyvxlanKernel(Pyvxlan):
+    """The same, with a vxlan device of the kernel as the network's datapath."""
+
+    summary = "pyvxlan with --opt datapath=kernel"
+    network_options = ("--opt", "datapath=kernel")
+
+    def pids(self) -> list[int]:
+        return []
 
 
 def lay_container(host: Host, outer: str, outer_netns: str) -> str:
@@ -271,6 +283,7 @@ PEERS: dict[str, type[Peer]] = {
     "underlay": Underlay,
     "kernel": Kernel,
     "pyvxlan": Pyvxlan,
+    "pyvxlan-kernel": PyvxlanKernel,
     "ovs": OpenVswitch,
 }
 """By the name that the command line takes, in the order of the table."""
