@@ -35,6 +35,9 @@ def ensure_bridge(netns: int, wanted: Link) -> None:
             bridge = links.find(netlink, BRIDGE)
         if bridge is None:
             raise NetError(f"{BRIDGE} vanished while it was made; it is made again in a moment")
+        for family in ("arp", "ip", "ip6"):
+            # Nobody has rules for frames in here; to look for some would cost time with each frame.
+            sysctl.write(f"bridge/bridge-nf-call-{family}tables", "0")
         # In this order: an MTU under 1280 takes IPv6 from an interface, one above makes it anew.
         links.shape(netlink, bridge, wanted)
         sysctl.limit_ipv6(BRIDGE, enabled=wanted.ipv6)

@@ -26,8 +26,17 @@ from pyvxlan.daemon.errors import (
 )
 from pyvxlan.daemon.ipam import mac_for
 from pyvxlan.daemon.model import gateway_host_ifname, host_ifname
-from pyvxlan.daemon.net import BRIDGE, GATEWAY_BRIDGE, Net, alias_of, faults, namespaces, nftables
-from tests.netns.world import command
+from pyvxlan.daemon.net import (
+    BRIDGE,
+    GATEWAY_BRIDGE,
+    Net,
+    alias_of,
+    faults,
+    namespaces,
+    nftables,
+    sysctl,
+)
+from tests.netns.world import command, inside
 from tests.unit.memory_net import endpoint, host, local, network
 
 pytestmark = pytest.mark.root
@@ -443,6 +452,19 @@ async def test_full_bridge_is_one_clear_error_and_leaves_nothing(net, box, tmp_p
     with pytest.raises(ExhaustedError, match="full"):
         await repair(net, want)
     assert "eth0" not in await net.sandbox_links(want.attachments[0].sandbox)
+
+
+async def test_frames_on_an_overlays_bridge_are_not_shown_to_the_packet_filter(net, box):
+    want = await wanted(net, box)
+    await build(net, want)
+    names = [f"bridge/bridge-nf-call-{family}tables" for family in ("arp", "ip", "ip6")]
+
+    def values(place):
+        return inside(place, lambda: [sysctl.read(name) for name in names])
+
+    there = values(box)  # None each, if the kernel has no br_netfilter
+    ours = values(net.netns_path(want.overlay.netns))
+    assert ours == ["0" if value is not None else None for value in there]
 
 
 async def test_namespace_is_adopted_with_all_that_is_in_it(net, box):
