@@ -81,7 +81,7 @@ def _make(host_id: str) -> bytes:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))  # Clocks of hosts differ.
+        .not_valid_before(datetime(1970, 1, 1, tzinfo=UTC))  # Clocks may be wrong.
         .not_valid_after(NEVER)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
