@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import re
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -285,14 +286,14 @@ async def _nothing() -> None:
     return None
 
 
-async def _answered(echo: Any, request: bytes, mark: bytes) -> None:
+async def _answered(echo: socket.socket, request: bytes, mark: bytes) -> None:
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(echo, request)
     while mark not in await loop.sock_recv(echo, watching.FRAME_BYTES):
         pass
 
 
-async def _asked(asked: Any, query: dns.message.Message) -> dns.message.Message | None:
+async def _asked(asked: socket.socket, query: dns.message.Message) -> dns.message.Message | None:
     loop = asyncio.get_running_loop()
     for _ in range(ATTEMPTS):
         with contextlib.suppress(TimeoutError):
