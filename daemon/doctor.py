@@ -233,7 +233,13 @@ def order_of(shown: Mapping[str, str]) -> Finding:
     if shown.get("UnitFileState") not in {"enabled", "enabled-runtime"}:
         text = f"{UNIT} is not started at boot: systemctl enable pyvxlan-daemon"
         return Finding("warning", "order", text)
-    return Finding("ok", "order", f"{UNIT} is started at boot, before Docker")
+    if DOCKER_UNIT not in shown.get("WantedBy", "").split():
+        text = (
+            f"a Docker that is started by hand does not start {UNIT}, and waits for it: systemctl "
+            "reenable pyvxlan-daemon (WantedBy=docker.service)"
+        )
+        return Finding("warning", "order", text)
+    return Finding("ok", "order", f"{UNIT} is started at boot, with Docker and before it")
 
 
 DOCKER_CHECKS: Sequence[Check] = (check_docker, check_plugin, check_dns, check_order)
@@ -241,7 +247,7 @@ CHECKS: Sequence[Check] = (check_daemon, check_store, *DOCKER_CHECKS)
 
 
 def _systemd(unit: str) -> Mapping[str, str] | None:
-    words = ["systemctl", "show", unit, "--property=LoadState,UnitFileState,Before"]
+    words = ["systemctl", "show", unit, "--property=LoadState,UnitFileState,Before,WantedBy"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(words, capture_output=True, text=True, timeout=CALL_S, check=True)
         return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)

@@ -141,6 +141,12 @@ def parse(method: str, body: bytes) -> Request | None:
     reader = _READERS.get(method)
     if reader is None:
         return None
+    if not body:
+        # Docker sends a call again whose answer it lost, and by then has used up the body.
+        raise InvalidError(
+            f"{method}: pyvxlan-daemon ended while it did that, and Docker asked it again without "
+            "saying what: try again"
+        )
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -127,12 +127,14 @@ class Engine:
         Raises:
             ConflictError: Docker has a network of that name.
         """
+        versions = {subnet.cidr.version for subnet in network.subnets}
         config = {
             "Name": network.name,
             "CheckDuplicate": True,
             "Driver": self.driver,
             "Internal": network.internal,
-            "EnableIPv6": any(subnet.cidr.version == 6 for subnet in network.subnets),
+            "EnableIPv4": 4 in versions,  # Docker 28 and later; others ask for IPv4 always.
+            "EnableIPv6": 6 in versions,
             "Options": dict(network.options),
             "Labels": dict(network.labels),
             "IPAM": {

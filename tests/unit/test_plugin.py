@@ -595,3 +595,38 @@ async def test_anything_else_says_that_the_daemon_is_starting(
     monkeypatch.setattr(server, "READY_S", 0.02)
     answer = await server.Plugin().answer("IpamDriver.RequestPool", b"{}")
     assert "is starting" in answer["Error"]
+
+
+@pytest.mark.parametrize("host", ["", "plugin.moby.localhost"], ids=["before 25", "25 and later"])
+async def test_every_dockers_http_is_answered(tmp_path: Path, host: str) -> None:
+    async def status(method: str) -> str:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "plugin.sock"))
+        writer.write(
+            f"POST /{method} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: Go-http-client/1.1\r\n"
+            "Content-Length: 0\r\nAccept: application/vnd.docker.plugins.v1.2+json\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(5):
+            line = await reader.readline()
+        writer.close()
+        return line.decode().split()[1]
+
+    async with server.Plugin().serving(tmp_path / "plugin.sock"):
+        assert await status("Plugin.Activate") == "200"
+        # Docker 28 asks it of those alone that say GwAllocChecker among their capabilities.
+        assert await status("NetworkDriver.GwAllocCheck") == "404"
+    assert "GwAllocChecker" not in server.CONSTANT["NetworkDriver.GetCapabilities"]
+
+
+async def test_network_without_ipv4_has_containers_without_it(
+    one: DockerNode, two: DockerNode
+) -> None:
+    """Docker 28 and later make such ones."""
+    here = await one.docker.create_network("six", ("fd60::/64", ""))
+    await two.shows("six")
+    await one.docker.run("c1", here)
+    network = await one.knows("six")
+    (endpoint,) = one.handover.endpoints
+    published = one.handover.endpoint(endpoint)
+    assert published
+    assert [str(address) for address in published.addresses] == ["fd60::2/64"]
+    assert [subnet.cidr.version for subnet in network.subnets] == [6]

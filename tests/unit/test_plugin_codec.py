@@ -112,17 +112,57 @@ def test_addresses_of_dockers_own_ipam_are_told_from_ours() -> None:
     assert [pool.space for pool in network.pools] == ["LocalDefault"]
 
 
-def test_what_newer_dockers_add_is_read_or_ignored() -> None:
-    # By their source: 29 names the container, 28 has enable_ipv4 and GwAllocCheck.
-    body = {
-        "PoolID": "pyvxlan/10.0.0.0/24",
-        "Address": "",
-        "Options": {"com.docker.network.endpoint.name": "bbox1", "new": {"a": [1]}},
-        "Newer": 1,
-    }
+SYSCTLS = "com.docker.network.endpoint.sysctls"
+IFNAME = "com.docker.network.endpoint.ifname"
+NO_PROXY = "com.docker.network.driver.private.no_proxy_6to4"
+
+
+@pytest.mark.parametrize(
+    ("version", "method", "options"),
+    [
+        ("27", "NetworkDriver.CreateEndpoint", {SYSCTLS: "net.ipv6.conf.IFNAME.accept_ra=0"}),
+        ("27", "NetworkDriver.Join", {SYSCTLS: "net.ipv6.conf.IFNAME.accept_ra=0"}),
+        ("28", "NetworkDriver.CreateNetwork", {"com.docker.network.enable_ipv4": True}),
+        ("28", "NetworkDriver.CreateEndpoint", {IFNAME: "overlay0"}),
+        ("28", "NetworkDriver.Join", {IFNAME: "overlay0"}),
+        ("29", "NetworkDriver.CreateEndpoint", {NO_PROXY: True}),
+        ("later", "IpamDriver.RequestPool", {"new": {"a": [1]}}),
+        ("later", "IpamDriver.RequestAddress", {"new": None}),
+    ],
+)
+def test_what_newer_dockers_add_changes_nothing(
+    version: str, method: str, options: dict[str, Any]
+) -> None:
+    """By their source; recorded are those of 20.10."""
+    for call in (one for one in CALLS if one["method"] == method):
+        body = call["body"]
+        newer = {**body, "Options": {**(body.get("Options") or {}), **options}, "Newer": 1}
+        old, new = (parse(method, json.dumps(one).encode()) for one in (body, newer))
+        assert new == old, version
+
+
+def test_name_that_docker_29_tells_with_an_address_is_read() -> None:
+    options = {"com.docker.network.endpoint.name": "bbox1"}
+    body = {"PoolID": "pyvxlan/10.0.0.0/24", "Address": "", "Options": options}
     asked = parse("IpamDriver.RequestAddress", json.dumps(body).encode())
     assert asked == AddressRequest("pyvxlan/10.0.0.0/24", "", name="bbox1")
-    assert parse("NetworkDriver.GwAllocCheck", b"whatever") is None
+
+
+def test_network_of_docker_28_without_ipv4_has_ipv6_alone() -> None:
+    body = {
+        "NetworkID": "n",
+        "Options": {"com.docker.network.enable_ipv4": False, codec.ENABLE_IPV6: True},
+        "IPv4Data": None,
+        "IPv6Data": [{"AddressSpace": "pyvxlan", "Gateway": "fd88::1/64", "Pool": "fd88::/64"}],
+    }
+    assert parse("NetworkDriver.CreateNetwork", json.dumps(body).encode()) == NetworkCreation(
+        "n", (PoolData("fd88::/64", "fd88::1/64", "pyvxlan"),), {}, ipv6=True
+    )
+
+
+def test_call_that_docker_repeats_without_its_body_says_what_happened() -> None:
+    with pytest.raises(InvalidError, match=r"ended while it did that.*try again"):
+        parse("NetworkDriver.Join", b"")
 
 
 JSON = st.recursive(
