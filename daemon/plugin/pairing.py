@@ -23,7 +23,11 @@ DOCUMENT = "docker"
 
 
 class Pairing:
-    """The pairs of this host; every change is on the disk when the call returns."""
+    """The pairs of this host; every change but a new pair is on the disk when the call returns.
+
+    Docker waits while a pair is made, and a disk may take 6 ms. One that is lost in a crash before
+    `flush` is found again by its name and subnets.
+    """
 
     def __init__(self, local: LocalRecords) -> None:
         self._local = local
@@ -31,6 +35,7 @@ class Pairing:
         self._lost: dict[str, Network] = {}
         self._hidden: set[str] = set()
         self._doomed: set[str] = set()
+        self._unsaved = False
         self._load(local.document(DOCUMENT))
 
     @property
@@ -49,10 +54,15 @@ class Pairing:
         return frozenset(self._doomed)
 
     def join(self, engine_id: str, network: Network) -> None:
-        """Notes a pair."""
+        """Notes a pair; `flush` puts it on the disk."""
         self._pairs[engine_id] = network
         self._hidden.discard(network.id)
-        self._save()
+        self._unsaved = True
+
+    def flush(self) -> None:
+        """Puts new pairs on the disk."""
+        if self._unsaved:
+            self._save()
 
     def part(self, engine_id: str, *, doomed: bool = False) -> Network | None:
         """Ends a pair; gives the cluster's side, which is noted as `doomed` at the same moment."""
@@ -121,6 +131,7 @@ class Pairing:
                 "doomed": sorted(self._doomed),
             },
         )
+        self._unsaved = False
 
 
 def held_by_itself(network: Network) -> frozenset[Address]:

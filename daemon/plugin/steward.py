@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon.errors import (
@@ -23,14 +23,15 @@ from pyvxlan.daemon.errors import (
     NotSettledError,
 )
 from pyvxlan.daemon.handover import Handover
-from pyvxlan.daemon.model import LocalEndpoint, Network
+from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.plugin.codec import NetworkDeletion
 from pyvxlan.daemon.plugin.comparison import Copy, Pair, Part, Publish, Remove, Step, compare
-from pyvxlan.daemon.plugin.engine import Engine, EngineContainer, EngineEvent, EngineNetwork
+from pyvxlan.daemon.plugin.engine import Engine, EngineEvent, EngineNetwork
 from pyvxlan.daemon.plugin.ipam import IpamDriver
-from pyvxlan.daemon.plugin.network import NetworkDriver, usable_name
+from pyvxlan.daemon.plugin.naming import Naming, longer_than, still
+from pyvxlan.daemon.plugin.network import NetworkDriver
 from pyvxlan.daemon.plugin.pairing import Pairing
-from pyvxlan.daemon.requests import ALIASES_MAX, NetworkSpec
+from pyvxlan.daemon.requests import NetworkSpec
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,6 @@ ORPHAN_S = 60.0
 LOST_S = 2.0
 """How long a network may lack in Docker's list until it is lost. One that Docker is removing is no
 more in the list when the plug-in is told."""
-NAMELESS_S = 5.0
-"""How long a container's start may take from its endpoint to the event that tells its name."""
 WARN_AGAIN_S = 300.0
 
 
@@ -76,6 +75,7 @@ class Steward:
         """The plug-in's two halves; set before `run`."""
         self._engine = engine
         self._pairing = pairing
+        self._naming = Naming(engine, pairing, handover)
         self._handover = handover
         self._state = state
         self._missed = missed
@@ -87,10 +87,10 @@ class Steward:
         """Whether the next comparison looks at the endpoints too."""
         self._publishing: dict[str, str] = {}
         """Names, by Docker's id, of networks that the cluster is being told of."""
+        self._copying: set[str] = set()
+        """Networks of the cluster that Docker is just making."""
         self._missing_s: dict[str, float] = {}
         """Since when paired networks lack in Docker's list."""
-        self._nameless_s: dict[str, float] = {}
-        """Since when endpoints have no container that is known."""
 
     def poke(self) -> None:
         """Asks for a comparison now."""
@@ -111,6 +111,7 @@ class Steward:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._pairing.flush()
             await self._engine.close()
 
     async def _keep_comparing(self) -> NoReturn:
@@ -169,21 +170,23 @@ class Steward:
                 self._warn(str(step), "not done in Docker cause=%s", error)
                 # Docker refuses a removal only while it is busy with the network.
                 failed = failed or error.retry or isinstance(step, Remove)
+        self._pairing.flush()
         await self._sweep(shown)
         if self._thorough:
             for entry in shown:
                 await self.drivers[0].drop_unknown(entry.id)
             self._thorough = False
-        if late := self._nameless():
-            self._spawn(self._describe_all(late))
+        if late := self._naming.nameless():
+            self._spawn(self._naming.describe_all(late))
         if failed:
             asyncio.get_running_loop().call_later(RETRY_S, self.poke)
 
     def _leaving(self, shown: Sequence[EngineNetwork]) -> set[str]:
         """Paired networks that Docker has stopped listing a moment ago; looks again after it."""
         missing = self._pairing.pairs.keys() - {entry.id for entry in shown}
-        self._missing_s = _still(self._missing_s, missing)
-        leaving = missing - _longer_than(LOST_S, self._missing_s)
+        self._missing_s = still(self._missing_s, missing)
+        leaving = missing - longer_than(LOST_S, self._missing_s)
+        leaving |= {id_ for id_ in missing if self._pairing.pairs[id_].id in self._copying}
         if leaving:
             asyncio.get_running_loop().call_later(LOST_S, self.poke)
         return leaving
@@ -208,9 +211,13 @@ class Steward:
 
     async def _copy(self, network: Network) -> None:
         here = self._pairing.engine_id(network.id) or network.name in self._publishing.values()
-        if here or self._creating(network.name):
+        if here or network.id in self._copying or self._creating(network.name):
             return
-        engine_id = await self._engine.create(network)
+        self._copying.add(network.id)
+        try:
+            engine_id = await self._engine.create(network)
+        finally:
+            self._copying.discard(network.id)
         log.info("network shown in Docker network=%s docker=%s", network.id, engine_id[:12])
 
     async def _remove(self, shown: EngineNetwork) -> None:
@@ -329,19 +336,19 @@ class Steward:
         log.info("docker reached")
         self._thorough = True
         self.poke()
-        self._spawn(self._describe_all(self._handover.endpoints))
+        self._spawn(self._naming.describe_all(self._handover.endpoints))
 
     def _heard(self, event: EngineEvent) -> None:
         if event.kind == "network" and event.action in {"create", "destroy", "remove", "prune"}:
             self.poke()
         elif event.kind == "network" and event.action == "connect":
             if event.attributes.get("type") == self._engine.driver:
-                self._spawn(self._describe(event.attributes.get("container", "")))
+                self._spawn(self._naming.describe(event.attributes.get("container", "")))
         elif event.kind == "container" and event.action == "rename":
-            self._spawn(self._describe(event.id))
+            self._spawn(self._naming.describe(event.id))
 
     async def _follow_networks(self) -> NoReturn:
-        seen = -1
+        seen, known = -1, None
 
         def changed() -> bool:
             return self._state.networks_version != seen
@@ -350,61 +357,25 @@ class Steward:
             with contextlib.suppress(NotSettledError):
                 await self._state.wait_for(changed, timeout_s=INTERVAL_S)
                 seen = self._state.networks_version
+                if known is not None and self._engine.reachable:
+                    self._copy_at_once(self._state.networks.keys() - known)
+                known = set(self._state.networks)
                 self.poke()
 
-    # Names
+    def _copy_at_once(self, network_ids: Iterable[str]) -> None:
+        """Begins to copy new networks before Docker's list is there; a comparison does the rest."""
+        kept_back = self._pairing.hidden | self._pairing.doomed | self.drivers[0].gone
+        for network_id in network_ids:
+            network = self._state.networks[network_id]
+            if network.state == "up" and network_id not in kept_back:
+                self._spawn(self._try_copy(network))
 
-    def _nameless(self) -> list[LocalEndpoint]:
-        """Endpoints whose container should be known by now: Docker's word of it was missed."""
-        here = {
-            local.id: local
-            for local in self._handover.endpoints
-            if (endpoint := self._handover.endpoint(local)) and not endpoint.container_id
-        }
-        self._nameless_s = _still(self._nameless_s, here)
-        return [here[id_] for id_ in _longer_than(NAMELESS_S, self._nameless_s)]
-
-    async def _describe_all(self, endpoints: Sequence[LocalEndpoint]) -> None:
-        """Learns the names of the containers that have these endpoints."""
-        wanted = {here.engine_id for here in endpoints}
-        networks = {here.network_id for here in endpoints}
-        for engine_id, network in list(self._pairing.pairs.items()):
-            if network.id not in networks:
-                continue
-            with contextlib.suppress(DaemonError):
-                shown = (await self._engine.network(engine_id)).endpoints.values()
-                found = {one.container_id for one in shown if one.id in wanted} - {""}
-                for container_id in found:
-                    await self._describe(container_id)
-
-    async def _describe(self, container_id: str) -> None:
-        """Publishes a container's names on each of our networks that it is on."""
+    async def _try_copy(self, network: Network) -> None:
         try:
-            container = await self._engine.container(container_id)
+            await self._copy(network)
         except DaemonError as error:
-            log.info("names not learnt container=%s cause=%s", container_id[:12], error)
-            return
-        here = {local.engine_id: local for local in self._handover.endpoints}
-        for engine_id, aliases in container.aliases.items():
-            if local := here.get(engine_id):
-                await self._publish_names(local, container, aliases)
-
-    async def _publish_names(
-        self, local: LocalEndpoint, container: EngineContainer, aliases: Sequence[str]
-    ) -> None:
-        known = {container.name, container.id[:12]}
-        usable = [alias for alias in aliases if usable_name(alias) and alias not in known]
-        await self._handover.note_ifname(local)
-        try:
-            await self._handover.describe(
-                local,
-                name=usable_name(container.name),
-                aliases=usable[:ALIASES_MAX],
-                hostname=usable_name(container.hostname),
-                container_id=container.id,
-            )
-        except DaemonError as error:
-            log.warning("names not published endpoint=%s cause=%s", local.id, error)
+            log.debug("not copied at once network=%s cause=%s", network.id, error)
+            self.poke()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -416,14 +387,3 @@ class Steward:
         if now_s - self._warned.get(key, -WARN_AGAIN_S) >= WARN_AGAIN_S:
             log.warning(text, error)
             self._warned[key] = now_s
-
-
-def _still(since_s: Mapping[str, float], found: Iterable[str]) -> dict[str, float]:
-    """Since when what is found now is so: what was found before keeps its time."""
-    now_s = time.monotonic()
-    return {id_: since_s.get(id_, now_s) for id_ in found}
-
-
-def _longer_than(limit_s: float, since_s: Mapping[str, float]) -> set[str]:
-    now_s = time.monotonic()
-    return {id_ for id_, at_s in since_s.items() if now_s - at_s >= limit_s}

@@ -35,6 +35,15 @@ def test_pairs_hidden_and_doomed_outlive_the_daemon(local: LocalRecords) -> None
     assert again.doomed == {network(3).id}
 
 
+def test_new_pair_is_on_the_disk_when_that_is_asked_for(local: LocalRecords) -> None:
+    pairing = Pairing(local)
+    pairing.join("a", ONE)
+    assert pairing.pairs == {"a": ONE}
+    assert Pairing(local).pairs == {}
+    pairing.flush()
+    assert Pairing(local).pairs == {"a": ONE}
+
+
 def test_doomed_network_is_so_before_its_pair_is_gone(local: LocalRecords) -> None:
     pairing = Pairing(local)
     pairing.join("a", ONE)
@@ -79,4 +88,5 @@ def test_unreadable_pairs_are_forgotten_and_nothing_else_fails(
     pairing = Pairing(local)
     assert (pairing.pairs, pairing.hidden, pairing.doomed) == ({}, frozenset(), frozenset())
     pairing.join("a", ONE)
+    pairing.flush()
     assert Pairing(local).pairs == {"a": ONE}

@@ -11,9 +11,9 @@ import pytest
 
 from pyvxlan.daemon.errors import ConflictError, NetError
 from pyvxlan.daemon.model import Network
+from pyvxlan.daemon.plugin import naming, server, steward
 from pyvxlan.daemon.plugin import network as network_driver
-from pyvxlan.daemon.plugin import server, steward
-from pyvxlan.daemon.plugin.engine import EngineContainer
+from pyvxlan.daemon.plugin.engine import EngineContainer, EngineNetwork
 from pyvxlan.daemon.requests import NetworkSpec
 from tests.unit.memory_docker import Disk, DockerCluster, DockerNode
 
@@ -204,6 +204,25 @@ async def test_network_is_told_of_before_docker_says_that_it_is_made(
     monkeypatch.setattr(one.docker, "_happened", lambda *_, **__: None)
     await one.docker.create_network("n1")
     await two.shows("n1")
+
+
+async def test_new_network_of_another_host_does_not_wait_for_dockers_list(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await everywhere(one, two)
+    listed, networks = asyncio.Event(), two.docker.networks
+
+    async def later() -> list[EngineNetwork]:
+        await listed.wait()
+        return await networks()
+
+    monkeypatch.setattr(two.docker, "networks", later)
+    await one.docker.create_network("n2")
+    await two.shows("n2")
+    listed.set()
+    await one.docker.create_network("n3")
+    await two.shows("n3")
+    assert len(two.docker.disk.networks) == 3, "each once"
 
 
 async def test_network_that_docker_still_lists_after_its_end_is_not_published_again(
@@ -520,7 +539,7 @@ async def test_container_on_two_overlays_asks_for_names_through_one_that_is_left
 async def test_name_whose_event_was_missed_is_learnt_later(
     one: DockerNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steward, "NAMELESS_S", 0.0)
+    monkeypatch.setattr(naming, "NAMELESS_S", 0.0)
     here = await one.docker.create_network("n1")
     network = await one.knows("n1")
     one.docker.reachable = False  # So nobody is asked for a name, and no event is heard.

@@ -1,0 +1,106 @@
+"""The names of containers, which Docker tells after their start: learnt, and published.
+
+Docker's event says that a container joined a network; a container whose event was missed is asked
+for a while later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from pyvxlan.daemon.errors import DaemonError
+from pyvxlan.daemon.handover import Handover
+from pyvxlan.daemon.model import LocalEndpoint
+from pyvxlan.daemon.plugin.engine import Engine, EngineContainer
+from pyvxlan.daemon.plugin.network import usable_name
+from pyvxlan.daemon.plugin.pairing import Pairing
+from pyvxlan.daemon.requests import ALIASES_MAX
+
+log = logging.getLogger(__name__)
+
+NAMELESS_S = 5.0
+"""How long a container's start may take from its endpoint to the event that tells its name."""
+
+
+class Naming:
+    """What this host's endpoints are called.
+
+    Args:
+        engine: The local Docker.
+        pairing: Which of its networks is which of the cluster's.
+        handover: Has the endpoints, and publishes what they are called.
+    """
+
+    def __init__(self, engine: Engine, pairing: Pairing, handover: Handover) -> None:
+        self._engine = engine
+        self._pairing = pairing
+        self._handover = handover
+        self._nameless_s: dict[str, float] = {}
+        """Since when endpoints have no container that is known."""
+
+    def nameless(self) -> list[LocalEndpoint]:
+        """Endpoints whose container should be known by now: Docker's word of it was missed."""
+        here = {
+            local.id: local
+            for local in self._handover.endpoints
+            if (endpoint := self._handover.endpoint(local)) and not endpoint.container_id
+        }
+        self._nameless_s = still(self._nameless_s, here)
+        return [here[id_] for id_ in longer_than(NAMELESS_S, self._nameless_s)]
+
+    async def describe_all(self, endpoints: Sequence[LocalEndpoint]) -> None:
+        """Learns the names of the containers that have these endpoints."""
+        wanted = {here.engine_id for here in endpoints}
+        networks = {here.network_id for here in endpoints}
+        for engine_id, network in list(self._pairing.pairs.items()):
+            if network.id not in networks:
+                continue
+            with contextlib.suppress(DaemonError):
+                shown = (await self._engine.network(engine_id)).endpoints.values()
+                found = {one.container_id for one in shown if one.id in wanted} - {""}
+                for container_id in found:
+                    await self.describe(container_id)
+
+    async def describe(self, container_id: str) -> None:
+        """Publishes a container's names on each of our networks that it is on."""
+        try:
+            container = await self._engine.container(container_id)
+        except DaemonError as error:
+            log.info("names not learnt container=%s cause=%s", container_id[:12], error)
+            return
+        here = {local.engine_id: local for local in self._handover.endpoints}
+        for engine_id, aliases in container.aliases.items():
+            if local := here.get(engine_id):
+                await self._publish_names(local, container, aliases)
+
+    async def _publish_names(
+        self, local: LocalEndpoint, container: EngineContainer, aliases: Sequence[str]
+    ) -> None:
+        known = {container.name, container.id[:12]}
+        usable = [alias for alias in aliases if usable_name(alias) and alias not in known]
+        await self._handover.note_ifname(local)
+        try:
+            await self._handover.describe(
+                local,
+                name=usable_name(container.name),
+                aliases=usable[:ALIASES_MAX],
+                hostname=usable_name(container.hostname),
+                container_id=container.id,
+            )
+        except DaemonError as error:
+            log.warning("names not published endpoint=%s cause=%s", local.id, error)
+
+
+def still(since_s: Mapping[str, float], found: Iterable[str]) -> dict[str, float]:
+    """Since when what is found now is so: what was found before keeps its time."""
+    now_s = time.monotonic()
+    return {id_: since_s.get(id_, now_s) for id_ in found}
+
+
+def longer_than(limit_s: float, since_s: Mapping[str, float]) -> set[str]:
+    """What has been so for longer than `limit_s`."""
+    now_s = time.monotonic()
+    return {id_ for id_, at_s in since_s.items() if now_s - at_s >= limit_s}
