@@ -10,6 +10,7 @@ is needed beside the store.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -66,8 +67,8 @@ class Reservations:
         self._rng = rng
         self._mine = records.emit(host.id)
         self._cursors: dict[Cidr, Address] = {}
-        self._trying: dict[str, set[Address]] = {}
-        """Addresses by network that this process is about to claim or holds."""
+        self._trying: dict[str, dict[Address, float]] = {}
+        """Addresses by network that this process is about to claim or holds, and since when."""
 
     # Subnets
 
@@ -146,17 +147,17 @@ class Reservations:
         for attempt in range(ATTEMPTS):
             network, revision = await self._networks.open(network_id, fresh=attempt > 0)
             chosen = await self._choose(network, cidr, address, fresh=attempt > 0)
-            held = self._trying.setdefault(network_id, set())
-            held.add(chosen.ip)
+            held = self._trying.setdefault(network_id, {})
+            held[chosen.ip] = time.monotonic()
             try:
                 await self._claim(network, chosen.ip, revision)
             except StoreConflictError:
-                held.discard(chosen.ip)
+                held.pop(chosen.ip, None)
                 if address is not None:
                     await self._explain(network, address)
                 continue
             except BaseException:
-                held.discard(chosen.ip)
+                held.pop(chosen.ip, None)
                 raise
             self._cursors[cidr] = chosen.ip
             return chosen
@@ -174,11 +175,19 @@ class Reservations:
 
     def forget(self, network_id: str, address: Address) -> None:
         """Notes that an address is this process's concern no longer: it has an owner, or none."""
-        self._trying.get(network_id, set()).discard(address)
+        self._trying.get(network_id, {}).pop(address, None)
 
     def holds(self, network_id: str, address: Address) -> bool:
         """Whether this process has reserved an address, and nobody has taken it over yet."""
-        return address in self._trying.get(network_id, set())
+        return address in self._trying.get(network_id, {})
+
+    async def release_stale(self, age_s: float) -> None:
+        """Gives back the addresses that nobody has taken over for so long."""
+        now_s = time.monotonic()
+        for network_id, held in list(self._trying.items()):
+            for address in [ip for ip, since_s in held.items() if now_s - since_s > age_s]:
+                log.info("address was not taken network=%s address=%s", network_id, address)
+                await self.release_address(network_id, address)
 
     async def sweep(self) -> None:
         """Gives back the addresses that an earlier process of this host left reserved."""
@@ -218,7 +227,7 @@ class Reservations:
         (subnet,) = (subnet for subnet in network.subnets if subnet.cidr == cidr)
         if address is not None:
             return ipam.static_address(str(address), address.version, [subnet])
-        held = self._trying.setdefault(network.id, set())
+        held = self._trying.setdefault(network.id, {}).keys()
         taken = self._state.taken(network.id)
         if fresh or not self._state.joined(network.id):
             prefix = records.addresses_prefix(network.id)

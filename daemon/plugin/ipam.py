@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from pyvxlan.daemon import ipam
@@ -86,13 +86,17 @@ class IpamDriver:
 
     async def release_pool(self, request: PoolRelease) -> None:
         """Gives a subnet back that no network came for."""
-        cidr = parse_pool_id(request.pool_id)
+        await self.drop(parse_pool_id(request.pool_id))
+
+    async def drop(self, cidr: Cidr) -> None:
+        """Gives a subnet back that Docker has asked for, if it is without a network still."""
         pool = self.pending.pop(cidr, None)
         if pool and pool.copy_of is None:
             try:
                 await self._handover.service.reservations.release_subnet(cidr)
             except DaemonError as error:
                 log.warning("subnet released later subnet=%s cause=%s", cidr, error)
+                self.pending[cidr] = replace(pool, engine_id="")
 
     async def request_address(self, request: AddressRequest) -> str:
         """Gives an address with its prefix length: a gateway, a spared one, or an endpoint's."""

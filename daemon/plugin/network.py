@@ -122,7 +122,8 @@ class NetworkDriver:
         self.deleted.add(request.network_id)
         for pool in list(self._addresses.pending.values()):
             if pool.engine_id == request.network_id:
-                del self._addresses.pending[pool.cidr]
+                # What Docker could not finish it takes back in the other order: subnets last.
+                await self._addresses.drop(pool.cidr)
         by_user = request.network_id not in self.removing
         network = self._pairing.part(request.network_id, doomed=by_user)
         if network is None or not by_user:

@@ -44,7 +44,7 @@ it tells of it, since it calls iptables first."""
 SHOWN_S = 5.0
 """How long the store may take to show this host what it has just written."""
 ORPHAN_S = 60.0
-"""How long Docker may take from a subnet to its network."""
+"""How long Docker may take from a subnet to its network, and from an address to its endpoint."""
 LOST_S = 2.0
 """How long a network may lack in Docker's list until it is lost. One that Docker is removing is no
 more in the list when the plug-in is told."""
@@ -298,7 +298,9 @@ class Steward:
         for pool in list(pending.values()):
             here = any(pool.cidr in entry.subnets for entry in shown)
             if not here and now_s - pool.since_s > ORPHAN_S:
-                del pending[pool.cidr]
+                await self.drivers[1].drop(pool.cidr)
+        # Docker forgets an IPv4 address if there is no IPv6 address to go with it.
+        await reservations.release_stale(ORPHAN_S)
         if not self._swept:
             await reservations.sweep()
             kept = {cidr for entry in shown for cidr in entry.subnets} | pending.keys()

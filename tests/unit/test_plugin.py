@@ -386,7 +386,51 @@ async def test_pools_end_although_docker_asks_again_and_again(one: DockerNode) -
     assert await one.node.service.reservations.subnets() == set()
 
 
+async def test_network_that_docker_can_not_finish_leaves_no_subnet(one: DockerNode) -> None:
+    """Docker takes back in this order, for example with `--scope global`."""
+    pool = await one.docker.call("IpamDriver.RequestPool", Pool="", Options={}, V6=False)
+    cidr = pool["Pool"]
+    data = [{"AddressSpace": "pyvxlan", "Gateway": "", "Pool": cidr}]
+    await one.docker.call("NetworkDriver.CreateNetwork", NetworkID="n", IPv4Data=data)
+    await one.docker.call("NetworkDriver.DeleteNetwork", NetworkID="n")
+    await one.docker.call("IpamDriver.ReleasePool", PoolID=pool["PoolID"])
+    assert await one.node.service.reservations.subnets() == set()
+
+
+async def test_subnet_that_the_store_did_not_take_back_goes_later(
+    one: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = await one.docker.call("IpamDriver.RequestPool", Pool="", Options={}, V6=False)
+    one.node.store.lose()
+    await one.docker.call("IpamDriver.ReleasePool", PoolID=pool["PoolID"])
+    one.node.store.recover()
+    monkeypatch.setattr(steward, "ORPHAN_S", 0.0)
+    await one.docker.create_network("n1")
+    async with asyncio.timeout(5):
+        while await one.node.service.reservations.subnets():
+            await asyncio.sleep(0.01)
+    await one.knows("n1")
+
+
 # Endpoints
+
+
+async def test_address_that_no_endpoint_comes_for_is_given_back(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Docker keeps silent of the IPv4 address of a container whose `--ip6` is taken."""
+    await everywhere(one, two)
+    network = await one.knows("n1")
+    pool_id = f"pyvxlan/{network.subnets[0].cidr}"
+    await one.docker.call("IpamDriver.RequestAddress", PoolID=pool_id, Address="", Options=None)
+    assert len(await claims(one, "ip/")) == 2
+    monkeypatch.setattr(steward, "ORPHAN_S", 0.0)
+    await one.docker.create_network("n2")
+    async with asyncio.timeout(5):
+        while await claims(one, f"ip/{network.id}/") != {
+            f"ip/{network.id}/{network.subnets[0].gateway}"
+        }:
+            await asyncio.sleep(0.01)
 
 
 async def test_container_has_its_claims_while_it_runs_and_no_longer(
