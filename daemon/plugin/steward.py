@@ -83,8 +83,8 @@ class Steward:
         self._warned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._swept = False
-        self._thorough = True
-        """Whether the next comparison looks at the endpoints too."""
+        self._looked_s = float("-inf")
+        """When a comparison looked at the endpoints, too."""
         self._publishing: dict[str, str] = {}
         """Names, by Docker's id, of networks that the cluster is being told of."""
         self._copying: set[str] = set()
@@ -125,11 +125,9 @@ class Steward:
             except DaemonError as error:
                 self._warn("compare", "networks not compared with Docker's cause=%s", error)
                 pause_s = RETRY_S if self._engine.reachable else INTERVAL_S
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
-            except TimeoutError:
-                self._thorough = True
 
     async def compare(self) -> None:
         """One comparison of the networks, and of the endpoints if there is a reason to.
@@ -156,11 +154,11 @@ class Steward:
         failed = False
         deleted = self.drivers[0].deleted
         deleted.intersection_update({entry.id for entry in shown} | self._publishing.keys())
-        skipped = deleted | self._publishing.keys()
+        publishing = set(self._publishing)
         # The names of networks that are being removed are free when that is done.
         taken = {one.name for one in self._state.networks.values() if one.id in doomed}
         for step in steps:
-            if isinstance(step, Pair | Publish | Remove) and step.engine_id in skipped:
+            if isinstance(step, Pair | Publish | Remove) and step.engine_id in deleted | publishing:
                 continue
             if isinstance(step, Publish) and step.shown.name in taken:
                 continue
@@ -172,14 +170,22 @@ class Steward:
                 failed = failed or error.retry or isinstance(step, Remove)
         self._pairing.flush()
         await self._sweep(shown)
-        if self._thorough:
-            for entry in shown:
-                await self.drivers[0].drop_unknown(entry.id)
-            self._thorough = False
+        if time.monotonic() - self._looked_s >= INTERVAL_S:
+            await self._drop_unknown(shown)
         if late := self._naming.nameless():
             self._spawn(self._naming.describe_all(late))
         if failed:
             asyncio.get_running_loop().call_later(RETRY_S, self.poke)
+
+    async def _drop_unknown(self, shown: Sequence[EngineNetwork]) -> None:
+        """Removes endpoints that Docker has forgotten; asks it for each network that has some."""
+        self._looked_s = time.monotonic()
+        try:
+            for entry in shown:
+                await self.drivers[0].drop_unknown(entry.id)
+        except DaemonError:
+            self._looked_s = float("-inf")
+            raise
 
     def _leaving(self, shown: Sequence[EngineNetwork]) -> set[str]:
         """Paired networks that Docker has stopped listing a moment ago; looks again after it."""
@@ -336,7 +342,7 @@ class Steward:
 
     def _reached(self) -> None:
         log.info("docker reached")
-        self._thorough = True
+        self._looked_s = float("-inf")
         self.poke()
         self._spawn(self._naming.describe_all(self._handover.endpoints))
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.docker.hosts import DockerWorld, create, gone, pings, resolves, run, shown
+from tests.docker.hosts import IMAGE, DockerWorld, create, gone, pings, resolves, run, shown
 from tests.netns.world import eventually
 
 pytestmark = pytest.mark.docker
@@ -36,6 +36,7 @@ def test_subnets_gateways_ranges_and_spared_addresses(engines: DockerWorld) -> N
         "wide",
         *("--subnet", "10.88.0.0/16", "--gateway", "10.88.0.254", "--ip-range", "10.88.5.0/29"),
         *("--aux-address", "r=10.88.5.1", "--subnet", "10.89.0.0/24", "--label", "l=m"),
+        *("--ip-range", "10.89.0.128/25", "--aux-address", "s=10.89.0.5"),
     )
     copy = shown(host2, "wide")
     assert copy["IPAM"]["Config"] == [
@@ -45,7 +46,12 @@ def test_subnets_gateways_ranges_and_spared_addresses(engines: DockerWorld) -> N
             "Gateway": "10.88.0.254",
             "AuxiliaryAddresses": {"r": "10.88.5.1"},
         },
-        {"Subnet": "10.89.0.0/24", "Gateway": "10.89.0.1"},
+        {
+            "Subnet": "10.89.0.0/24",
+            "IPRange": "10.89.0.128/25",
+            "Gateway": "10.89.0.1",
+            "AuxiliaryAddresses": {"s": "10.89.0.5"},
+        },
     ]
     assert copy["Labels"] == {"l": "m"}
     # Docker's command line sends subnets in any order, a copy has them sorted; the first counts.
@@ -54,8 +60,9 @@ def test_subnets_gateways_ranges_and_spared_addresses(engines: DockerWorld) -> N
     first = host2.inside("w1", "ip", "-json", "addr", "show", "eth0")
     assert json.loads(first)[0]["addr_info"][0]["local"] in {"10.88.5.0", "10.88.5.2"}
     assert pings(host2, "w1", "10.89.0.7")
-    said = host1.docker_refused("run", "--rm", "--network", "wide", "--ip", "10.88.5.1", "busybox")
-    assert "10.88.5.1" in said
+    for spared in ("10.88.5.1", "10.89.0.5"):
+        said = host1.docker_refused("run", "--rm", "--network", "wide", "--ip", spared, "busybox")
+        assert f"{spared} is an aux address" in said
 
 
 def test_dual_stack_crosses_hosts(engines: DockerWorld) -> None:
@@ -66,6 +73,8 @@ def test_dual_stack_crosses_hosts(engines: DockerWorld) -> None:
     run(host2, "s2", "--network", "six")
     assert pings(host2, "s2", "fd60::77", "-6")
     assert pings(host2, "s2", "s1", "-4")
+    said = host2.docker_refused("run", "-d", "--network", "six", "--ip6", "fd60::77", "busybox")
+    assert "address fd60::77 is taken in network six by endpoint s1 on host h1" in said
 
 
 def test_static_addresses_and_macs_are_refused_twice_across_hosts(engines: DockerWorld) -> None:
@@ -86,6 +95,9 @@ def test_static_addresses_and_macs_are_refused_twice_across_hosts(engines: Docke
     said = host2.docker_refused("run", "-d", "--network", "fixed", "--ip", "10.61.0.50", "busybox")
     assert "address 10.61.0.50 is taken" in said
     assert "f1" in said
+    mac = ("--mac-address", "02:aa:bb:cc:dd:ee")
+    said = host2.docker_refused("run", "-d", "--network", "fixed", *mac, "busybox")
+    assert "MAC 02:aa:bb:cc:dd:ee is taken" in said
     run(host2, "f2", "--network", "fixed")
     assert pings(host2, "f2", "10.61.0.50")
     host1.docker("rm", "-f", "f1")
@@ -114,10 +126,21 @@ def test_names_of_compose_and_of_other_runtimes_resolve_on_shared_networks_alone
     engines: DockerWorld,
 ) -> None:
     host1, host2 = engines.hosts
-    create(host1, "proj_default", "--subnet", "10.69.0.0/24")
+    labels = {"com.docker.compose.network": "default", "com.docker.compose.project": "proj"}
+    ipam = {"Driver": "pyvxlan", "Options": None, "Config": [{"Subnet": "10.69.0.0/24"}]}
+    network = {"Name": "proj_default", "CheckDuplicate": True, "Driver": "pyvxlan", "IPAM": ipam}
+    host1.api("POST", "/networks/create", {**network, "Options": None, "Labels": labels})
     create(host1, "apart", "--subnet", "10.59.0.0/24")
-    shown(host2, "proj_default")
-    run(host1, "proj-web-1", "--network", "proj_default", "--network-alias", "web")
+    assert shown(host2, "proj_default")["Labels"] == labels
+    attached = {"IPAMConfig": {}, "Aliases": ["proj-web-1", "web"], "DriverOpts": None}
+    web = {
+        "Image": IMAGE,
+        "Tty": True,
+        "HostConfig": {"NetworkMode": "proj_default"},
+        "NetworkingConfig": {"EndpointsConfig": {"proj_default": attached}},
+    }
+    host1.api("POST", "/containers/create?name=proj-web-1", web)
+    host1.api("POST", "/containers/proj-web-1/start")
     run(host1, "proj_db_1", "--network", "proj_default", "--network-alias", "db")
     run(host1, "elsewhere", "--network", "apart")
     run(host2, "asker", "--network", "proj_default")
@@ -159,9 +182,12 @@ def test_internal_network_has_names_and_no_way_out(engines: DockerWorld) -> None
     host1, host2 = engines.hosts
     create(host1, "inner", "--internal", "--subnet", "10.63.0.0/24")
     assert shown(host2, "inner")["Internal"]
-    run(host1, "i1", "--network", "inner")
+    run(host1, "i1", "--network", "inner", "--network-alias", "ali", "--hostname", "hosty")
     run(host2, "i2", "--network", "inner")
-    assert resolves(host2, "i2", "i1") == {"10.63.0.2"}
+    short = host1.docker("inspect", "-f", "{{.Id}}", "i1")[:12]
+    for name in ("i1", "i1.inner", "ali", "hosty", short):
+        assert resolves(host2, "i2", name) == {"10.63.0.2"}, name
+    assert "i1.inner" in host2.docker("exec", "i2", "nslookup", "10.63.0.2")
     assert pings(host2, "i2", "i1")
     routes = host2.docker("exec", "i2", "ip", "route")
     assert "default" not in routes
