@@ -2,21 +2,20 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::io::{self, IoSlice};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
-use vxlan_dataplane::capture;
-use vxlan_dataplane::engine::{Capture, CaptureConfig, Lane, Network, NetworkConfig, Round};
-use vxlan_dataplane::io::{FrameBatch, Memory, Message, Piece, Port, Received, Underlay};
+use vxlan_dataplane::capture::MAX_KEPT;
+use vxlan_dataplane::engine::{Capture, CaptureConfig};
 use vxlan_dataplane::table::Tables;
 use vxlan_dataplane::wire::virtio::VnetHdr;
 use vxlan_dataplane::wire::{vxlan, MacAddr, Vni};
 
 mod support;
 
+use support::endless::Endless;
 use support::{Packet, MAC_A, MAC_B};
 
 struct Counting;
@@ -49,70 +48,6 @@ unsafe impl GlobalAlloc for Counting {
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
-
-/// A port that gives the same frames again and again and takes everything.
-#[derive(Clone, Copy)]
-struct Source<'a> {
-    frames: &'a [Vec<u8>],
-}
-
-impl Port for Source<'_> {
-    fn read_batch(&self, batch: &mut FrameBatch) -> io::Result<()> {
-        for frame in self.frames.iter().cycle() {
-            let Some(slot) = batch.free_slot() else {
-                break;
-            };
-            slot[..frame.len()].copy_from_slice(frame);
-            batch.push(frame.len());
-        }
-        Ok(())
-    }
-
-    fn write_frame(&self, _pieces: &[IoSlice<'_>]) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// An underlay that receives the same runs again and again and takes everything.
-struct Wire<'a> {
-    runs: &'a [(Vec<u8>, usize)],
-}
-
-const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 2));
-
-impl Underlay for Wire<'_> {
-    fn send_sockets(&self) -> usize {
-        32
-    }
-
-    fn send_batch(
-        &mut self,
-        _socket: usize,
-        _memory: Memory<'_>,
-        _pieces: &[Piece],
-        messages: &[Message],
-    ) -> io::Result<usize> {
-        Ok(messages.len())
-    }
-
-    fn send_whole(&mut self, _destination: SocketAddr, _payload: &[u8]) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn recv_batch(&mut self) -> io::Result<usize> {
-        Ok(self.runs.len())
-    }
-
-    fn received(&self, index: usize) -> Option<Received<'_>> {
-        let (payload, segment) = self.runs.get(index)?;
-        Some(Received {
-            source: PEER,
-            payload,
-            segment: *segment,
-            truncated: false,
-        })
-    }
-}
 
 /// Frames of each kind: plain, super-frames, checksums left out, several flows.
 fn frames() -> Vec<Vec<u8>> {
@@ -153,33 +88,26 @@ fn runs(vni: Vni) -> Vec<(Vec<u8>, usize)> {
     packets.iter().map(run).collect()
 }
 
-#[test]
-fn forwarding_allocates_nothing_once_it_runs() -> Result<(), Box<dyn std::error::Error>> {
-    let vni = Vni::new(7)?;
-    let config = NetworkConfig {
-        vni,
-        mtu_bytes: 1450,
-        multicast: true,
-        flood_rate: 10_000,
-    };
-    let network = Arc::new(Network::new(config, 1)?);
-    network.publish(Tables::new(vni, true).with_changes(&[(MAC_B, PEER)], &[])?);
-    let (frames, runs) = (frames(), runs(vni));
-    let port = Source { frames: &frames };
-    let mut lane = Lane::new(0, Wire { runs: &runs }, 4789);
-    let token = lane.attach(&network, vec![port], port)[0];
+/// How often ten rounds both ways allocate. The first round may set up what belongs to the thread.
+fn allocations_of(endless: &mut Endless) -> u64 {
     let mut round = || {
-        assert_eq!(lane.egress_round(token, 1), Round::Moved);
-        assert_eq!(lane.ingress_round(|_| ()), Round::Moved);
+        endless.egress();
+        endless.ingress();
     };
-    // The first batch may set up what belongs to the thread.
     round();
     let before = ALLOCATIONS.with(Cell::get);
     for _ in 0..10 {
         round();
     }
-    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
-    let stats = network.stats();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+#[test]
+fn forwarding_allocates_nothing_once_it_runs() -> Result<(), Box<dyn std::error::Error>> {
+    let vni = Vni::new(7)?;
+    let mut endless = Endless::new(vni, frames(), runs(vni));
+    assert_eq!(allocations_of(&mut endless), 0);
+    let stats = endless.network.stats();
     assert_eq!(stats.egress_drops.total() + stats.ingress_drops.total(), 0);
     Ok(())
 }
@@ -188,42 +116,25 @@ fn forwarding_allocates_nothing_once_it_runs() -> Result<(), Box<dyn std::error:
 #[test]
 fn capturing_and_remembering_drops_allocates_nothing() -> Result<(), Box<dyn std::error::Error>> {
     let vni = Vni::new(7)?;
-    let config = NetworkConfig {
-        vni,
-        mtu_bytes: 1450,
-        multicast: true,
-        flood_rate: 10_000,
-    };
-    let network = Arc::new(Network::new(config, 1)?);
-    network.publish(Tables::new(vni, true).with_changes(&[(MAC_B, PEER)], &[])?);
     let mut frames = frames();
     let mut unknown = frames[frames.len() - 1].clone();
     unknown[VnetHdr::NONE.emit().len()] ^= 4;
     frames.push(unknown);
-    let runs = runs(vni);
-    let port = Source { frames: &frames };
-    let mut lane = Lane::new(0, Wire { runs: &runs }, 4789);
-    let token = lane.attach(&network, vec![port], port)[0];
+    let mut endless = Endless::new(vni, frames, runs(vni));
     let (_reader, writer) = UnixDatagram::pair()?;
-    let capture = CaptureConfig {
+    let config = CaptureConfig {
         vni,
         mac: None,
-        snap_bytes: capture::MAX_KEPT,
+        snap_bytes: MAX_KEPT,
         drops_only: false,
     };
-    lane.begin_capture(Capture::new(0, 0, capture, Arc::new(OwnedFd::from(writer))));
-    let mut round = || {
-        assert_eq!(lane.egress_round(token, 1), Round::Moved);
-        assert_eq!(lane.ingress_round(|_| ()), Round::Moved);
-    };
-    round();
-    let before = ALLOCATIONS.with(Cell::get);
-    for _ in 0..10 {
-        round();
-    }
-    assert_eq!(ALLOCATIONS.with(Cell::get) - before, 0);
-    assert!(network.stats().egress_drops.total() > 10);
-    assert_eq!(lane.recent_drops().len(), 1);
+    let socket = Arc::new(OwnedFd::from(writer));
+    endless
+        .lane
+        .begin_capture(Capture::new(0, 0, config, socket));
+    assert_eq!(allocations_of(&mut endless), 0);
+    assert!(endless.network.stats().egress_drops.total() > 10);
+    assert_eq!(endless.lane.recent_drops().len(), 1);
     Ok(())
 }
 
