@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from pyvxlan.daemon.errors import (
 from pyvxlan.daemon.model import Endpoint, Host, Network, format_mac
 from pyvxlan.daemon.peering import Answer, Arguments, Peering
 from pyvxlan.daemon.service import HostStatus
+
+log = logging.getLogger(__name__)
 
 SNAP_MIN_BYTES = 14
 """An Ethernet header."""
@@ -166,6 +169,7 @@ class Capturing:
                 "of its frames: name another host with --host"
             )
         with await self._dataplane.capture(CaptureRequest(network.vni, *request)) as capture:
+            log.info("capture begun network=%s vni=%d", network.name, network.vni)
             yield await self._about()
             stopping = asyncio.create_task(stop.wait())
             stopping.add_done_callback(lambda _: capture.end())

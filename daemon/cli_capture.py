@@ -82,7 +82,12 @@ def capture(
         for host in hosts:
             asked_ns = time.time_ns()
             stream = client.stream("captures", target, "stream", host=host, **query)
-            sources.append(_Source(stack.enter_context(stream), asked_ns))
+            try:
+                sources.append(_Source(stack.enter_context(stream), asked_ns))
+            except ClientError as error:
+                if host == hosts[-1] and not sources:
+                    raise
+                _say(f"without {host}: {error}")
         session = _Session(sources, view, stack.enter_context(_signals()), count)
         if path in {None, "-"}:
             session.output = STDOUT
@@ -275,8 +280,12 @@ class _Session:
         self._until_s = math.inf if duration_s is None else time.monotonic() + duration_s
         for number, source in enumerate(self._sources):
             self._merger.add(time.monotonic(), number, source.frames(receive=False))
+        looked_s = 0.0
         while self._left != 0 and self._read():
-            self._show(self._merger.take(time.monotonic()))
+            # Not after each of many messages: what waits is looked through.
+            if (now_s := time.monotonic()) >= looked_s + TICK_MS / 1000:
+                looked_s = now_s
+                self._show(self._merger.take(now_s))
         self._show(self._merger.rest())
         lost = [source.lost for source in self._sources]
         self._view.end(lost)

@@ -357,7 +357,7 @@ class Engine:
             ValueError: A value is out of range, or 16 captures run.
         """
 
-    def end_capture(self, number: int, /) -> None:
+    def end_capture(self, number: int) -> None:
         """Ends a capture and closes its socket. One that has ended is no error."""
 
     def recent_drops(self) -> list[tuple[int, int, str, str, int | None, str, int, bytes]]:

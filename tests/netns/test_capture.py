@@ -119,7 +119,10 @@ def test_file_holds_each_frame_with_its_verdict(stage: Stage, tmp_path: Path) ->
     with capturing(stage.host, NETWORK, "-w", path) as process:
         stage.ping()
         stage.send_to_nobody()
-        eventually(lambda: path.stat().st_size and tshark(path, "frame.number", display="udp"))
+        eventually(
+            lambda: len(tshark(path, "frame.number", display="udp.dstport == 4242")) == 3,
+            within_s=20,
+        )
         process.send_signal(signal.SIGINT)
         _, said = ended(process)
     assert re.fullmatch(r"pyvxlan: \d+ frames\n", said)
@@ -208,7 +211,7 @@ def test_hosts_are_merged_by_time_and_their_clocks_compared(stage: Stage, tmp_pa
     with capturing(stage.host, NETWORK, "--host", "all", "-w", path) as process:
         stage.ping(2)
         # A frame of each host that comes after all pings have.
-        eventually(lambda: len(tshark(path, "frame.number", display="icmp")) == 8)
+        eventually(lambda: len(tshark(path, "frame.number", display="icmp")) == 8, within_s=20)
         process.send_signal(signal.SIGINT)
         ended(process)
     shown = tshark(path, "frame.interface_name", "frame.comment", display="icmp")

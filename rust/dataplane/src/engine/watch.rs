@@ -211,11 +211,16 @@ impl Watch {
         self.captures.retain(|capture| !capture.ended);
     }
 
-    /// Whether the frames of a VNI are recorded. Asked once per batch.
+    /// Whether the frames of a VNI are recorded. Asked once per batch, before anything is done with
+    /// it: from then on its frames have their time.
     #[inline]
-    pub fn is_capturing(&self, vni: Vni) -> bool {
+    pub fn is_capturing(&mut self, vni: Vni) -> bool {
         let mut captures = self.captures.iter();
-        captures.any(|capture| capture.config.vni == vni)
+        let found = captures.any(|capture| capture.config.vni == vni);
+        if found {
+            self.now_ns();
+        }
+        found
     }
 
     /// Notes a frame that was dropped in the memory of drops.
@@ -244,7 +249,6 @@ impl Watch {
     /// Begins with a batch of frames to send that is captured.
     pub fn begin_batch(&mut self) {
         self.fates.clear();
-        self.now_ns();
     }
 
     /// Makes room for the next frame of a batch, which stands for `frames`.
