@@ -1,0 +1,263 @@
+"""Memory of the forwarder, and updates of its tables under traffic: `python -m benches.memory`.
+
+Needs root. Two forwarders in processes of their own, as the daemon starts them, carry one network
+between two namespaces. Memory is what they hold for themselves (RssAnon): at the start, after each
+round of load (small datagrams flat out, then four TCP streams), per table entry and per network. An
+engine in this process then moves entries of a table as large, in batches, while datagrams pass.
+Fails if memory grows under load, if a million entries take more than 100 MB, or a datagram is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from benches.net.__main__ import LOAD, build_load
+from pyvxlan import open_tap, open_underlay, parse_mac
+from pyvxlan._dataplane import Engine
+from pyvxlan.forwarder.client import ForwarderClient
+from pyvxlan.forwarder.protocol import Attachment, TableUpdate
+from tests.netns.test_forwarder import PORT, SIDES, VNI, Process, connect, ip, process
+from tests.netns.world import socket_in
+
+MB = 1_000_000
+BATCH = 50_000
+BUFFERS_MB = 16
+"""What the workers' buffers, of which memory comes with the first use, may add to the start."""
+GROWTH = 1.05
+"""How much more there may be after the last round of load than after the second."""
+
+
+def main() -> int:
+    """Measures and prints; fails if a check does."""
+    parser = argparse.ArgumentParser(prog="python -m benches.memory", description=__doc__)
+    parser.add_argument("--rounds", default=4, type=int, help="of load")
+    parser.add_argument("--seconds", default=3.0, type=float, help="of one load, and of updates")
+    parser.add_argument(
+        "--entries", default=1_000_000, type=int, help="of the table, twice a batch or more"
+    )
+    parser.add_argument("--networks", default=100, type=int)
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    options = parser.parse_args()
+    build_load()
+    figures = measured(options.rounds, options.seconds, options.entries, options.networks)
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def measured(rounds: int, seconds: float, entries: int, networks: int) -> dict[str, Any]:
+    """Measures everything; raises AssertionError if a check fails."""
+    with namespaces(), tempfile.TemporaryDirectory() as directory:
+        figures = asyncio.run(_of_forwarders(Path(directory), rounds, seconds, entries, networks))
+    with namespaces():
+        return figures | _updates(seconds, entries)
+
+
+@contextmanager
+def namespaces() -> Iterator[None]:
+    """The namespaces of both sides."""
+    with ExitStack() as stack:
+        for side in SIDES:
+            ip("netns", "add", side.netns)
+            stack.callback(ip, "netns", "del", side.netns)
+        yield
+
+
+async def _of_forwarders(
+    directory: Path, rounds: int, seconds: float, entries: int, networks: int
+) -> dict[str, Any]:
+    with (
+        process(directory / "one.sock") as one,
+        process(directory / "two.sock") as two,
+    ):
+        async with await one.client() as client, await two.client() as other:
+            await connect(client, *SIDES)
+            await connect(other, *SIDES[::-1])
+            both = (one, two)
+            figures: dict[str, Any] = {"MB at the start": _held_mb(both)}
+            under_load = []
+            for _ in range(rounds):
+                await asyncio.to_thread(_flood, seconds)
+                await asyncio.to_thread(_load, "tcp", 4, seconds)
+                under_load.append(_held_mb(both))
+            figures["MB after each round of load"] = under_load
+            _check_flat(figures["MB at the start"], under_load)
+            figures |= await _per_entry(client, one, entries)
+            figures |= await _per_network(client, one, networks)
+            return figures
+
+
+def _held_mb(forwarders: tuple[Process, ...]) -> list[float]:
+    return [round(_held(forwarder) / MB, 2) for forwarder in forwarders]
+
+
+def _held(forwarder: Process) -> int:
+    """Bytes of memory that a process holds for itself (proc_pid_status(5))."""
+    status = Path(f"/proc/{forwarder.pid}/status").read_text("ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("RssAnon:"))
+    return int(line.split()[1]) * 1024
+
+
+def _check_flat(start: list[float], under_load: list[list[float]]) -> None:
+    for side, at_first in enumerate(start):
+        rounds = [held[side] for held in under_load]
+        assert max(rounds) <= at_first + BUFFERS_MB, f"{rounds} MB under load, {at_first} before"
+        for last in rounds[2:]:
+            assert last <= rounds[1] * GROWTH, f"memory grows under load: {rounds} MB"
+
+
+def _flood(seconds: float) -> None:
+    """Sends datagrams of 22 bytes as fast as it can; nobody takes them from the socket."""
+    sender, receiver = (socket_in(side.netns, socket.AF_INET, socket.SOCK_DGRAM) for side in SIDES)
+    with sender, receiver:
+        receiver.bind((SIDES[1].address, 9000))
+        sender.connect((SIDES[1].address, 9000))
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for _ in range(100):
+                sender.send(bytes(22))
+
+
+def _load(kind: str, *arguments: object) -> None:
+    names = (f"/run/netns/{side.netns}" for side in SIDES)
+    words = [LOAD, *names, SIDES[1].address, kind, *arguments]
+    subprocess.run(
+        [str(word) for word in words], check=True, stdout=subprocess.DEVNULL, timeout=120
+    )
+
+
+async def _per_entry(client: ForwarderClient, forwarder: Process, entries: int) -> dict[str, Any]:
+    """Fills the table by messages of `BATCH`; what one message takes is reused, and not counted."""
+    before = 0
+    for first in range(0, entries, BATCH):
+        numbers = range(first, min(first + BATCH, entries))
+        await client.update([TableUpdate(VNI, {_mac(n): _vtep(n) for n in numbers})])
+        before = before or _held(forwarder)
+    stats = await client.stats()
+    assert stats.networks[VNI]["fdb_entries"] == entries + 1  # that of the other side
+    each = (_held(forwarder) - before) / (entries - BATCH)
+    assert each < 100, f"{each} bytes per entry"
+    return {"bytes per entry": round(each, 1), "MB in all": round(_held(forwarder) / MB, 1)}
+
+
+async def _per_network(client: ForwarderClient, forwarder: Process, count: int) -> dict[str, Any]:
+    before = _held(forwarder)
+    netns = os.open(f"/run/netns/{SIDES[0].netns}", os.O_RDONLY)
+    for vni in range(VNI + 1, VNI + 1 + count):
+        queues = open_tap(netns, f"v{vni}", queues=2)
+        await client.attach(Attachment(vni, 1450), queues, netns)
+        for queue in queues:
+            os.close(queue)
+    os.close(netns)
+    return {"kB per network": round((_held(forwarder) - before) / count / 1000, 1)}
+
+
+def _updates(seconds: float, entries: int) -> dict[str, Any]:
+    """Moves entries in batches for some seconds while datagrams cross; none may be lost."""
+    with ExitStack() as stack:
+        engines = []
+        for own, other in (SIDES, SIDES[::-1]):
+            underlay = open_underlay(own.vtep, PORT, workers=1, send_sockets=4)
+            engine = stack.enter_context(Engine(underlay, 1))
+            engine.attach(VNI, open_tap(f"/run/netns/{own.netns}"), 1450)
+            engine.apply(VNI, [(parse_mac(other.mac), other.vtep)], [])
+            engine.set_neighbours(VNI, [(other.address, parse_mac(other.mac))])
+            inside = ("-n", own.netns)
+            ip(*inside, "link", "set", "vxlan0", "address", own.mac, "up")
+            ip(*inside, "address", "add", f"{own.address}/24", "dev", "vxlan0")
+            engines.append(engine)
+        table = [(_mac(n), _vtep(n)) for n in range(entries)]
+        moved = [(mac, _vtep(n + 1)) for n, (mac, _) in enumerate(table)]
+        batches = [
+            version[first : first + BATCH]
+            for version in (table, moved)
+            for first in range(0, entries, BATCH)
+        ]
+        for batch in batches[: len(batches) // 2]:
+            engines[0].apply(VNI, batch, [])
+        with Stream() as stream:
+            done, turn, begin = 0, len(batches) // 2, time.perf_counter()
+            while (spent := time.perf_counter() - begin) < seconds:
+                engines[0].apply(VNI, batches[turn % len(batches)], [])
+                done += len(batches[turn % len(batches)])
+                turn += 1
+        assert stream.sent > 100 * seconds, f"only {stream.sent} datagrams were sent meanwhile"
+        assert stream.received == stream.sent, f"{stream.received} of {stream.sent} arrived"
+        fdb, *_ = engines[0].dump(VNI)
+        assert len(fdb) == entries + 1
+        assert {*batches[(turn - 1) % len(batches)]} <= {*fdb}
+        return {
+            f"entries moved a second in {entries}, batches of {BATCH}": round(done / spent),
+            "datagrams meanwhile, none lost": stream.sent,
+        }
+
+
+class Stream:
+    """Datagrams from one side to the other, about 5,000 a second, while inside."""
+
+    def __init__(self) -> None:
+        self.sent = self.received = 0
+        self._ending = threading.Event()
+        self._sender, self._receiver = (
+            socket_in(side.netns, socket.AF_INET, socket.SOCK_DGRAM) for side in SIDES
+        )
+        so_rcvbufforce = 33
+        self._receiver.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, 1 << 25)
+        self._receiver.bind((SIDES[1].address, 9000))
+        self._receiver.settimeout(1)
+        self._threads = [threading.Thread(target=part) for part in (self._send, self._receive)]
+
+    def __enter__(self) -> Stream:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self._sender.close()
+        self._receiver.close()
+
+    def _send(self) -> None:
+        while not self._ending.wait(0.002):
+            for _ in range(10):
+                self._sender.sendto(bytes(22), (SIDES[1].address, 9000))
+                self.sent += 1
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self._receiver.recv(100)
+                self.received += 1
+        except TimeoutError:
+            if not self._ending.is_set():
+                raise
+
+
+def _mac(number: int) -> bytes:
+    """The MAC of an entry; numbers are scattered, so that neighbours in the table are none here."""
+    return b"\x02\x00" + (number * 0x9E3779B1 & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+def _vtep(number: int) -> str:
+    return f"198.18.{number % 4}.{number % 250 + 1}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
