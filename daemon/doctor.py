@@ -26,6 +26,7 @@ from pyvxlan.daemon.apiclient import ApiClient, ClientError
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConfigError
 from pyvxlan.daemon.findings import Finding, Level
+from pyvxlan.daemon.tunnels import judge
 
 OLDEST_DOCKER = (20, 10)
 CALL_S = 3.0
@@ -126,6 +127,14 @@ def check_daemon(host: Host) -> Finding:
     if problems := status["reconcile"]["problems"]:
         return Finding("warning", "daemon", f"answers, but: {problems[0]} (pyvxlan status)")
     return Finding("ok", "daemon", f"answers, pid {status['pid']}")
+
+
+def check_tunnels(host: Host) -> Finding | None:
+    """Whether the other hosts answer through their tunnels, and how long packets get there."""
+    try:
+        return judge(ApiClient(host.settings.run_dir).get("peers"))
+    except ClientError:
+        return None  # `check_daemon` tells
 
 
 def check_store(host: Host) -> Finding | None:
@@ -243,7 +252,7 @@ def order_of(shown: Mapping[str, str]) -> Finding:
 
 
 DOCKER_CHECKS: Sequence[Check] = (check_docker, check_plugin, check_dns, check_order)
-CHECKS: Sequence[Check] = (check_daemon, check_store, *DOCKER_CHECKS)
+CHECKS: Sequence[Check] = (check_daemon, check_store, check_tunnels, *DOCKER_CHECKS)
 
 
 def _systemd(unit: str) -> Mapping[str, str] | None:

@@ -256,6 +256,18 @@ def _network_families(networks: tuple[NetworkReading, ...]) -> Iterator[Family]:
         "ARP requests and neighbour solicitations answered on this host.",
         "network",
     )
+    told = Family(
+        "counter",
+        "path_mtu_replies",
+        "Senders told that a frame is too long for its tunnel.",
+        "network",
+    )
+    clamped = Family(
+        "counter",
+        "mss_clamped",
+        "TCP connections of which a side was told to send what gets through.",
+        "network",
+    )
     endpoints = Family(
         "gauge", "endpoints", "Endpoints of networks on this host.", "network", "place"
     )
@@ -286,6 +298,8 @@ def _network_families(networks: tuple[NetworkReading, ...]) -> Iterator[Family]:
                 drops.add(counted.get(reason, 0), name, direction, reason)
         floods.add(counters["flood_frames"], name)
         replies.add(counters["replies"], name)
+        told.add(counters["path_mtu_replies"], name)
+        clamped.add(counters["mss_clamped"], name)
         endpoints.add(network.local, name, "local")
         endpoints.add(network.remote, name, "remote")
         for what, table in tables.items():
@@ -293,7 +307,8 @@ def _network_families(networks: tuple[NetworkReading, ...]) -> Iterator[Family]:
         for use in network.addresses:
             used.add(use.used, name, use.name)
             free.add(use.size, name, use.name)
-    yield from (frames, octets, drops, floods, replies, endpoints, *tables.values(), used, free)
+    yield from (frames, octets, drops, floods, replies, told, clamped)
+    yield from (endpoints, *tables.values(), used, free)
 
 
 def _underlay_families(reading: Reading) -> Iterator[Family]:

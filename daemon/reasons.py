@@ -25,6 +25,7 @@ DROPS: Final = {
     "underlay_full": "the underlay's queue was full",
     "underlay_mtu": "its datagram is longer than the underlay's MTU",
     "underlay_error": "the kernel refused to send: no route, address gone, or firewall",
+    "path_mtu": "longer than gets through to its host; the sender was told",
     "probe_stranger": "a probe of a host that shares no network, or an answer to no request",
     "probe_rate": "more probes of one host than are answered",
 }

@@ -29,6 +29,8 @@ COUNTERS = (
     "ingress_bytes",
     "flood_frames",
     "replies",
+    "path_mtu_replies",
+    "mss_clamped",
 )
 SIZES = ("fdb_entries", "neighbour_entries", "flood_vteps")
 """What the tables of a network hold."""

@@ -7,12 +7,15 @@ other end may be no pyvxlan, or an older one, and carries frames all the same.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import inf
+from typing import Any, TypeAlias
 
-from pyvxlan.daemon.documents import Document
-from pyvxlan.daemon.model import Host
+from pyvxlan.daemon.findings import Finding
+from pyvxlan.daemon.model import OVERHEAD_BYTES, Host
+
+Document: TypeAlias = dict[str, Any]
 
 UP, LOST, SILENT, OFF = "up", "lost", "silent", "off"
 """Answered lately; answered once but not now; never; not asked."""
@@ -115,6 +118,44 @@ def read_tunnels(
     return tuple(sorted(found, key=lambda tunnel: (tunnel.host, tunnel.vtep)))
 
 
+def judge(tunnels: Iterable[Document]) -> Finding | None:
+    """Says what is wrong with the tunnels of `GET /v1/peers`; None if there are none to judge."""
+    probed = [tunnel for tunnel in tunnels if tunnel["state"] != OFF]
+    lost = [_name(tunnel) for tunnel in probed if tunnel["state"] == LOST]
+    narrow = [
+        tunnel
+        for tunnel in probed
+        if tunnel["state"] == UP and (tunnel["path_mtu_bytes"] or inf) < tunnel["needed_mtu_bytes"]
+    ]
+    silent = [_name(tunnel) for tunnel in probed if tunnel["state"] == SILENT]
+    if lost:
+        return Finding(
+            "error",
+            "tunnels",
+            f"no answer any more from {', '.join(lost)}: see whether it runs, the underlay, and its"
+            " firewalls (pyvxlan peers)",
+        )
+    if narrow:
+        worst = min(narrow, key=lambda tunnel: tunnel["path_mtu_bytes"])
+        path, needed = worst["path_mtu_bytes"], worst["needed_mtu_bytes"]
+        overhead = OVERHEAD_BYTES[6 if ":" in worst["vtep"] else 4]
+        return Finding(
+            "warning",
+            "tunnels",
+            f"only packets of {path} bytes get to {_name(worst)}, the networks need {needed}: widen"
+            f" the underlay's path, or create networks with --mtu {path - overhead}",
+        )
+    if not probed:
+        return None
+    answering = len(probed) - len(silent)
+    never = f"; never answered: {', '.join(silent)}" if silent else ""
+    return Finding("ok", "tunnels", f"{answering} of {len(probed)} hosts answer{never}")
+
+
+def _name(tunnel: Document) -> str:
+    return f"{tunnel['host']} ({tunnel['vtep']})" if tunnel["host"] else str(tunnel["vtep"])
+
+
 def quantile(buckets: Sequence[tuple[float, int]], share: float) -> float | None:
     """Estimates a quantile as Prometheus does: evenly spread within a bucket. None if all are 0."""
     total = sum(count for _, count in buckets)
@@ -124,7 +165,7 @@ def quantile(buckets: Sequence[tuple[float, int]], share: float) -> float | None
     lows = itertools.chain((0.0,), (bound for bound, _ in buckets))
     for low, (high, count) in zip(lows, buckets, strict=False):
         if below + count >= wanted and count:
-            if high == float("inf"):
+            if high == inf:
                 return low
             return low + (high - low) * (wanted - below) / count
         below += count

@@ -275,6 +275,12 @@ NETWORK_BOARD = Board(
                       "the underlay.", "pps",
                       (Query(rate("pyvxlan_local_replies_total", NETWORK, "network, instance"),
                              "{{network}} {{instance}}"),)),
+                Panel("Told the path MTU", "Senders of frames that are too long for their tunnel, and TCP "
+                      "connections told before they sent any.", "ops",
+                      (Query(rate("pyvxlan_path_mtu_replies_total", NETWORK, "network, instance"),
+                             "{{network}} {{instance}} senders"),
+                       Query(rate("pyvxlan_mss_clamped_total", NETWORK, "network, instance"),
+                             "{{network}} {{instance}} connections"))),
             ),
         ),
         Row(

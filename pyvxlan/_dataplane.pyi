@@ -59,6 +59,8 @@ class _NetworkCounters(TypedDict):
     ingress_bytes: int
     flood_frames: int
     replies: int
+    path_mtu_replies: int
+    mss_clamped: int
     fdb_entries: int
     neighbour_entries: int
     flood_vteps: int

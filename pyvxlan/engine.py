@@ -33,9 +33,10 @@ class NetworkStats:
 
     Frames are counted as on the wire: a super-frame of ten segments counts ten. Bytes are of inner
     Ethernet frames. `flood_frames` are copies sent to VTEPs of a flood list, part of
-    `egress_frames`; `replies` local answers to ARP and neighbour solicitations. Drops are by
-    reason, those only that occurred. `fdb_entries`, `neighbour_entries` and `flood_vteps` are no
-    counters but what the tables hold now.
+    `egress_frames`; `replies` local answers to ARP and neighbour solicitations; `path_mtu_replies`
+    senders told that a frame is too long for its tunnel, `mss_clamped` TCP connections told before.
+    Drops are by reason, those only that occurred. `fdb_entries`, `neighbour_entries` and
+    `flood_vteps` are no counters but what the tables hold now.
     """
 
     egress_frames: int
@@ -44,6 +45,8 @@ class NetworkStats:
     ingress_bytes: int
     flood_frames: int
     replies: int
+    path_mtu_replies: int
+    mss_clamped: int
     egress_drops: Mapping[str, int]
     ingress_drops: Mapping[str, int]
     fdb_entries: int

@@ -108,6 +108,7 @@ _LABELS = {
 _DROPS: Mapping[str, tuple[str, str]] = {
     "frame_too_big": ("mtu", "set the same MTU inside, as the network has"),
     "underlay_mtu": ("mtu", "ip link; or create the network with a smaller --mtu"),
+    "path_mtu": ("mtu", "pyvxlan peers, and widen the underlay's path"),
     "underlay_error": ("firewall", "nft list ruleset; ip route get {peer_vtep}"),
     "source_not_vtep": ("vtep_wrong", "look for NAT on the underlay, and for a wrong --advertise"),
     "source_mac_unknown": ("mac_unknown", "pyvxlan status: is it in step with the store?"),

@@ -8,7 +8,7 @@ import pytest
 
 from pyvxlan.daemon import cli_peers
 from pyvxlan.daemon.dataplane.tunnels import Tunnels
-from pyvxlan.daemon.tunnels import Tunnel, quantile, read_tunnels
+from pyvxlan.daemon.tunnels import Tunnel, judge, quantile, read_tunnels
 from tests.unit.test_metrics import HOST2, TUNNEL
 
 
@@ -72,3 +72,35 @@ def test_a_narrow_tunnel_is_one_of_which_less_is_known_to_get_through() -> None:
     assert read().narrow
     assert not read(path_mtu_bytes=1500).narrow
     assert not read(path_mtu_bytes=0).narrow
+
+
+@pytest.mark.parametrize(
+    ("tunnels", "level", "text"),
+    [
+        ([], None, ""),
+        ([read(0)], None, ""),
+        ([read(path_mtu_bytes=1500)], "ok", "1 of 1 hosts answer"),
+        (
+            [read(path_mtu_bytes=1500), read(answer_age_ns=-1)],
+            "ok",
+            "1 of 2 hosts answer; never answered: host2 (198.18.0.2)",
+        ),
+        (
+            [read(path_mtu_bytes=1500), read()],
+            "warning",
+            "only packets of 1400 bytes get to host2 (198.18.0.2), the networks need 1500: widen"
+            " the underlay's path, or create networks with --mtu 1350",
+        ),
+        (
+            [read(), read(answer_age_ns=10**10)],
+            "error",
+            "no answer any more from host2 (198.18.0.2)",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_remedy(
+    tunnels: list[Tunnel], level: str | None, text: str
+) -> None:
+    found = judge(tunnel.document() for tunnel in tunnels)
+    assert (found.level if found else None) == level
+    assert (found.text if found else "").startswith(text)

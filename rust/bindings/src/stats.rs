@@ -38,6 +38,8 @@ impl Stats {
                 ("ingress_bytes", stats.ingress_bytes),
                 ("flood_frames", stats.flood_frames),
                 ("replies", stats.replies),
+                ("path_mtu_replies", stats.path_mtu_replies),
+                ("mss_clamped", stats.mss_clamped),
                 ("fdb_entries", stats.fdb_entries),
                 ("neighbour_entries", stats.neighbour_entries),
                 ("flood_vteps", stats.flood_vteps),

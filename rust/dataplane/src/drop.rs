@@ -77,6 +77,8 @@ reasons! {
     UnderlayMtu = "underlay_mtu",
     /// The underlay refused the datagram for another reason.
     UnderlayError = "underlay_error",
+    /// The frame is longer than gets through to its VTEP; its sender was told.
+    PathMtu = "path_mtu",
     /// A probe from no VTEP that shares a network with this host, or an answer to no request.
     ProbeStranger = "probe_stranger",
     /// More probes of a VTEP than are answered.

@@ -13,6 +13,7 @@ pub mod egress;
 pub mod engine;
 pub mod ingress;
 pub mod io;
+pub mod narrow;
 pub mod offload;
 pub mod probe;
 mod sys;

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use vxlan_dataplane::capture;
 use vxlan_dataplane::egress::{self, Egress, ReplyBuffer};
 use vxlan_dataplane::ingress::{self, Ingress};
+use vxlan_dataplane::narrow::{answer, clamp_mss, ANSWER_LEN};
 use vxlan_dataplane::offload::{
     complete_checksum, unfinished, Coalescer, Output, Segments, MAX_HEADER_LEN,
 };
@@ -35,6 +36,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("unfinished", unfinished_frame),
     ("capture", capture_message),
     ("probe", probe),
+    ("narrow", narrow),
 ];
 
 /// MAC address that the tables know.
@@ -53,6 +55,31 @@ pub fn probe(datagram: &[u8]) {
     let len = probe.answer().emit(&mut room).unwrap_or(usize::MAX);
     assert!(len <= datagram.len());
     assert_eq!(Probe::parse(&room[..len]), Ok(probe.answer()));
+}
+
+/// A frame that is too long for its tunnel, and one that may begin a TCP connection: who sent it is
+/// told by one whole frame, and nothing but the MSS and the checksum changes.
+pub fn narrow(frame: &[u8]) {
+    let longest = frame.len().saturating_sub(20);
+    let mut room = [0; ANSWER_LEN];
+    if let Some(len) = answer(frame, longest, &mut room) {
+        let told = &room[..len];
+        assert_eq!(
+            ethernet::addresses(told),
+            ethernet::addresses(frame).map(|(to, from)| (from, to))
+        );
+        let (kind, at) = ethernet::payload(told).unwrap_or_default();
+        let whole = if kind == ethernet::ethertype::IPV4 {
+            ipv4::checksum_is_right(&told[at..]) && ipv4::Header::parse(&told[at..]).is_ok()
+        } else {
+            ipv6::Header::parse(&told[at..]).is_ok()
+        };
+        assert!(whole);
+    }
+    let mut clamped = frame.to_vec();
+    let changed = clamp_mss(&mut clamped, longest);
+    let differences = frame.iter().zip(&clamped).filter(|(a, b)| a != b).count();
+    assert!(differences <= 4 && (changed || differences == 0));
 }
 
 /// A frame through every header parser: what parses is emitted to the same bytes, where the format

@@ -57,6 +57,8 @@ pub(super) struct NetworkCounters {
     pub ingress_bytes: Counter,
     pub flood_frames: Counter,
     pub replies: Counter,
+    pub path_mtu_replies: Counter,
+    pub mss_clamped: Counter,
     pub egress_drops: DropCounters,
     pub ingress_drops: DropCounters,
 }
@@ -138,6 +140,10 @@ pub struct NetworkStats {
     pub flood_frames: u64,
     /// ARP requests and neighbour solicitations answered here.
     pub replies: u64,
+    /// Senders told that a frame is too long for its tunnel.
+    pub path_mtu_replies: u64,
+    /// TCP segments whose MSS was lowered to what gets through a tunnel, in both directions.
+    pub mss_clamped: u64,
     /// Frames from the port that went nowhere.
     pub egress_drops: Drops,
     /// Frames from the underlay that went nowhere.
@@ -185,6 +191,8 @@ pub(super) fn sum_networks<'a>(
         stats.ingress_bytes += counters.ingress_bytes.value();
         stats.flood_frames += counters.flood_frames.value();
         stats.replies += counters.replies.value();
+        stats.path_mtu_replies += counters.path_mtu_replies.value();
+        stats.mss_clamped += counters.mss_clamped.value();
         counters.egress_drops.sum_into(&mut stats.egress_drops);
         counters.ingress_drops.sum_into(&mut stats.ingress_drops);
     }

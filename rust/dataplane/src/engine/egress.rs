@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::counters::{LaneCounters, NetworkCounters};
 use super::droplog::Sight;
 use super::ingress::write_plain;
+use super::narrow::Teller;
 use super::segmentation::Segmentation;
 use super::Network;
 use crate::capture::{Direction, Verdict};
@@ -68,6 +69,7 @@ impl EgressPath {
         let tables = network.snapshot();
         let vni = network.config().vni;
         let captured = lane.watch.is_capturing(vni);
+        let narrow = lane.vteps.narrow();
         if captured {
             lane.watch.begin_batch();
         }
@@ -86,10 +88,21 @@ impl EgressPath {
             let mut destination = None;
             let outcome = match inspect(batch, index) {
                 Err(reason) => Err(reason),
-                Ok((header, frame)) => match decide(frame, &tables, reply) {
+                Ok((mut header, frame)) => match decide(frame, &tables, reply) {
                     Egress::Unicast { vtep } => {
                         destination = Some(vtep);
-                        let copies = out.push(batch, index, &header, vni, &[vtep], &mut wire);
+                        let fits = narrow.as_ref().map_or(Ok(()), |narrow| {
+                            let frame = &mut batch.slot_mut(index)[FrameBatch::FRAME_OFFSET..];
+                            let teller = Teller {
+                                port,
+                                counters,
+                                now_ns,
+                            };
+                            narrow.fit(vtep, &mut header, frame, teller)
+                        });
+                        let copies = fits.and_then(|()| {
+                            out.push(batch, index, &header, vni, &[vtep], &mut wire)
+                        });
                         copies.map(|_| Verdict::Forwarded)
                     }
                     Egress::Flood { vteps } if is_admitted(network, &header, frame, now_ns) => {

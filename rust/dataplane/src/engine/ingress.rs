@@ -18,6 +18,7 @@ use super::Network;
 use crate::capture::{Direction, Verdict};
 use crate::ingress::{decide, Ingress};
 use crate::io::{Port, Underlay};
+use crate::narrow::clamp_mss;
 use crate::offload::{datagram_super_frame, unfinished};
 use crate::offload::{Coalescer, Joined, Output, Segments, MAX_HEADER_LEN, MAX_PIECES};
 use crate::probe;
@@ -101,6 +102,7 @@ impl IngressPath {
             vteps,
             watch,
         } = lane;
+        let narrow = vteps.narrow();
         let mut current: Option<Current<'_, P>> = None;
         for message in 0..messages {
             let Some(received) = underlay.received(message) else {
@@ -108,6 +110,7 @@ impl IngressPath {
                 continue;
             };
             let source = received.source.to_canonical();
+            let longest = narrow.as_ref().and_then(|narrow| narrow.longest(source));
             if received.truncated || received.payload.is_empty() {
                 sockets.drops.add(DropReason::Truncated, 1);
                 note_stray(watch, DropReason::Truncated, source, None, &[]);
@@ -170,6 +173,19 @@ impl IngressPath {
                     current.write_big(frame, source, watch, &mut lost);
                     continue;
                 }
+                if let Some(longest) = longest {
+                    if let Some(room) = self.header.get_mut(..frame.len()) {
+                        // What is answered goes back through the same tunnel.
+                        room.copy_from_slice(frame);
+                        if clamp_mss(room, longest) {
+                            current.counters.mss_clamped.add(1);
+                            self.flush(current, underlay, watch, &mut lost);
+                            let frame = &self.header[..frame.len()];
+                            current.write_whole(frame, source, watch, &mut lost);
+                            continue;
+                        }
+                    }
+                }
                 let place = Place {
                     message: message as u32,
                     offset: (index * received.segment + vxlan::HEADER_LEN) as u32,
@@ -217,6 +233,22 @@ impl<P: Port> Current<'_, P> {
             let parts = [IoSlice::new(frame)];
             return self.drop_frame(DropReason::FrameTooBig, 1, Some(source), &parts, watch);
         };
+        let header = header.emit();
+        let slices = [IoSlice::new(&header), IoSlice::new(frame)];
+        let result = self.writer.port.write_frame(&slices);
+        let load = (1, frame.len() as u64);
+        self.settle(result, load, || Some(source), &slices, watch, lost);
+    }
+
+    /// Gives the port a frame that lies elsewhere than where it was received.
+    fn write_whole(
+        &self,
+        frame: &[u8],
+        source: IpAddr,
+        watch: &mut Watch,
+        lost: &mut impl FnMut(&Arc<Network>),
+    ) {
+        let header = unfinished(frame, self.mtu_bytes()).unwrap_or(VnetHdr::NONE);
         let header = header.emit();
         let slices = [IoSlice::new(&header), IoSlice::new(frame)];
         let result = self.writer.port.write_frame(&slices);

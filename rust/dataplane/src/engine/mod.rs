@@ -13,6 +13,7 @@ mod events;
 mod idle;
 mod ingress;
 mod lane;
+mod narrow;
 mod network;
 mod patience;
 mod prober;

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use ahash::{AHashMap, RandomState};
 use arc_swap::ArcSwap;
 
+use super::narrow::Narrow;
 use super::vteps::VtepCounters;
 use crate::probe::{Mailbox, Report, BUCKETS, MIN_LEN};
 use crate::table::FloodLimiter;
@@ -16,6 +17,8 @@ use crate::wire::{ethernet, udp, vxlan};
 /// Requests of one VTEP that are answered a second, and at once. It sends three in 250 ms, or 54 in
 /// a second while it searches.
 const ANSWERS: u32 = 100;
+/// Senders that are told a second, at most.
+const TOLD: u32 = 1000;
 /// Regular requests begin for so many tunnels a second at most.
 const TUNNELS_PER_S: u64 = 1000;
 
@@ -53,6 +56,8 @@ pub(super) struct Tunnel {
     pub vtep: IpAddr,
     pub mail: Mailbox,
     pub answers: FloodLimiter,
+    /// Senders in containers that are told that less gets through.
+    pub told: FloodLimiter,
     pub replies: AtomicU64,
     /// Longest datagram that the networks need.
     full: AtomicU16,
@@ -69,6 +74,7 @@ impl Tunnel {
             vtep,
             mail: Mailbox::default(),
             answers: FloodLimiter::new(ANSWERS, ANSWERS),
+            told: FloodLimiter::new(TOLD, TOLD / 10),
             replies: AtomicU64::new(0),
             full: AtomicU16::new(full),
             path: AtomicU16::new(full),
@@ -87,6 +93,12 @@ impl Tunnel {
     pub fn floor(&self) -> u16 {
         let least = if self.vtep.is_ipv4() { 576 } else { 1280 };
         least - ip_and_udp(self.vtep)
+    }
+
+    /// Longest datagram that gets through, in bytes, if the networks need more.
+    pub fn narrow_path(&self) -> Option<u16> {
+        let path = self.path.load(Ordering::Relaxed);
+        (path < self.full()).then_some(path)
     }
 
     /// Tells everybody what its owner has found.
@@ -184,6 +196,12 @@ impl Tunnels {
             },
             tunnels,
         }));
+    }
+
+    /// The tunnels, if one of them is narrower than the networks need.
+    #[inline]
+    pub fn narrow(&self) -> Option<Narrow> {
+        (self.narrow.load(Ordering::Relaxed) > 0).then(|| Narrow(self.list.load()))
     }
 
     pub fn list(&self) -> arc_swap::Guard<Arc<TunnelList>> {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ahash::AHashMap;
 
 use super::counters::Counter;
+use super::narrow::Narrow;
 use super::tunnels::Tunnels;
 
 /// What one worker counts for one VTEP. Aligned so that workers share no cache line.
@@ -82,6 +83,12 @@ impl VtepBook {
             };
         }
         &self.met[self.last].1
+    }
+
+    /// The tunnels, if one of them is narrower than the networks need.
+    #[inline]
+    pub fn narrow(&self) -> Option<Narrow> {
+        self.tunnels.narrow()
     }
 
     /// The VTEPs met, with their counters.
