@@ -91,6 +91,7 @@ def status_text(status: Document) -> str:
         ("endpoints", f"{status['endpoints']} on this host, names for {names['sandboxes']}"),
         ("repairs", str(reconcile["repairs"])),
         ("metrics", status["metrics_url"] or "off"),
+        ("web page", status["web_url"] or "off"),
     ]
     if store["held"]:
         facts.append(("held back", f"{store['held']} records that the store lacks"))

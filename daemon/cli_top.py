@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterator
 
 import click
 
 from pyvxlan.daemon.apiclient import ApiClient, UnreachableError
 from pyvxlan.daemon.cli_format import duration, table
 from pyvxlan.daemon.cli_options import client_of, examples, format_option
+from pyvxlan.daemon.rates import Document, comparable, rates
 
-Document: TypeAlias = Mapping[str, Any]
 HOME = "\033[H\033[J"
 """Begins a terminal's page anew."""
 
@@ -56,62 +55,9 @@ def _pages(client: ApiClient, interval_s: float) -> Iterator[Document]:
         except UnreachableError as error:
             click.echo(f"pyvxlan: {error}", err=True)
             continue
-        if after["pid"] == before["pid"] and after["uptime_s"] > before["uptime_s"]:
+        if comparable(before, after):
             yield rates(before, after)
         before = after
-
-
-def rates(before: Document, after: Document) -> dict[str, Any]:
-    """What has happened between two readings of one daemon, per second.
-
-    A counter that is lower than before began anew: its forwarder was replaced.
-    """
-    elapsed_s = after["uptime_s"] - before["uptime_s"]
-
-    def rate(now: float, then: float) -> float:
-        return float((now - then if now >= then else now) / elapsed_s)
-
-    def each(now: Mapping[str, float], then: Mapping[str, float], *names: str) -> dict[str, float]:
-        return {name: rate(now[name], then.get(name, 0)) for name in names}
-
-    networks = []
-    earlier = {network["id"]: network["counters"] for network in before["networks"]}
-    for network in after["networks"]:
-        now, then = network["counters"], earlier.get(network["id"], {})
-        frames = each(now, then, "egress_frames", "egress_bytes", "ingress_frames", "ingress_bytes")
-        reasons: dict[str, float] = {}
-        for direction in ("egress_drops", "ingress_drops"):
-            for reason, count in now[direction].items():
-                lost = rate(count, then.get(direction, {}).get(reason, 0))
-                reasons[reason] = reasons.get(reason, 0) + lost
-        worst = {reason: lost for reason, lost in reasons.items() if lost}
-        networks.append(
-            {"name": network["name"], **frames, "drops": sum(worst.values()), "reasons": worst}
-        )
-    known = {peer["host"]: peer for peer in before["peers"]}
-    traffic = ("sent_datagrams", "sent_bytes", "received_datagrams", "received_bytes")
-    peers = [
-        {"host": peer["host"], **each(peer, known.get(peer["host"], {}), *traffic)}
-        for peer in after["peers"]
-    ]
-    idle_s = {worker["number"]: worker["idle_s"] for worker in before["workers"]}
-    workers = [
-        {
-            "number": worker["number"],
-            "busy": max(0.0, 1 - rate(worker["idle_s"], idle_s.get(worker["number"], 0.0))),
-            "queue": worker["queue_bytes"] / worker["queue_limit_bytes"],
-        }
-        for worker in after["workers"]
-    ]
-    return {
-        "host": after["host"]["name"],
-        "uptime_s": after["uptime_s"],
-        "store": after["store"]["state"],
-        "forwarder": after["forwarder"]["up"],
-        "workers": workers,
-        "networks": sorted(networks, key=lambda one: -(one["egress_bytes"] + one["ingress_bytes"])),
-        "peers": sorted(peers, key=lambda one: -(one["sent_bytes"] + one["received_bytes"])),
-    }
 
 
 def text(found: Document) -> str:

@@ -57,6 +57,8 @@ class Settings:
     metrics_cert: Path | None = None
     metrics_key: Path | None = None
     metrics_client_ca: Path | None = None
+    web_address: str = "127.0.0.1:9474"
+    web_names: tuple[str, ...] = ()
     gateway_subnet: str = "172.18.0.0/16"
     log_level: str = "info"
     forwarder_user: str = "nobody"
@@ -88,6 +90,11 @@ class Settings:
         """Host and port of the metrics, or None if they are off."""
         return _split_endpoint(self.metrics_address) if self.metrics_address else None
 
+    @property
+    def web_endpoint(self) -> tuple[str, int] | None:
+        """Host and port of the web page, or None if it is off."""
+        return _split_endpoint(self.web_address) if self.web_address else None
+
 
 SETTINGS: Mapping[str, str] = {
     "run_dir": "directory of sockets, namespaces and the forwarder's log",
@@ -101,9 +108,11 @@ SETTINGS: Mapping[str, str] = {
     "one; 0 turns it off",
     "workers": "threads of the forwarder",
     "metrics_address": 'where Prometheus reads, "host:port"; "" turns it off',
-    "metrics_cert": "certificate of the metrics in PEM form: Prometheus reads by https",
+    "metrics_cert": "certificate in PEM form: metrics and web page by https",
     "metrics_key": "its private key",
-    "metrics_client_ca": "authority whose certificates may read the metrics",
+    "metrics_client_ca": "authority whose certificates may read metrics and web page",
+    "web_address": 'where the web page is, "host:port"; "" turns it off',
+    "web_names": "names under which browsers may ask for it, besides localhost and the host's own",
     "gateway_subnet": "subnet of the bridge that leads containers out of the overlay",
     "log_level": f"one of {', '.join(LOG_LEVELS)}",
     "forwarder_user": "user that the forwarder becomes",
@@ -127,6 +136,7 @@ KINDS: Mapping[str, str] = {
     "peer_port": "integer",
     "workers": "integer",
     "mtu_bytes": "integer",
+    "web_names": "list of strings",
     "pools": "list of strings",
     "resolvers": "list of strings",
     "outer_checksum": "true or false",
@@ -395,7 +405,7 @@ def _probe_interval(value: Value) -> Value:
     return value
 
 
-def _metrics_address(value: Value) -> str:
+def _endpoint(value: Value) -> str:
     if value:
         _split_endpoint(str(value))
     return str(value)
@@ -411,6 +421,14 @@ def _split_endpoint(text: str) -> tuple[str, int]:
     except ValueError:
         raise ValueError("must be address:port such as 127.0.0.1:9472, or empty") from None
     return host, int(port)
+
+
+def _web_names(value: Value) -> tuple[str, ...]:
+    assert isinstance(value, tuple)
+    for name in value:
+        if not re.fullmatch(r"[a-zA-Z0-9_.-]{1,253}|[0-9a-fA-F:]{2,39}", name):
+            raise ValueError(f"{name!r} must be a host name or an IP address, without a port")
+    return value
 
 
 def _gateway_subnet(value: Value) -> str:
@@ -483,10 +501,12 @@ _CHECKS: Mapping[str, Callable[[Value], Value]] = {
     "kernel_port": _between(1, 65535),
     "peer_port": _between(0, 65535),
     "workers": _between(1, 64),
-    "metrics_address": _metrics_address,
+    "metrics_address": _endpoint,
     "metrics_cert": _path,
     "metrics_key": _path,
     "metrics_client_ca": _path,
+    "web_address": _endpoint,
+    "web_names": _web_names,
     "gateway_subnet": _gateway_subnet,
     "log_level": _log_level,
     "forwarder_user": _user,

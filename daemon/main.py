@@ -25,7 +25,7 @@ import click
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"  # else gRPC's handlers crash what a namespace forks
 
 from pyvxlan import __version__
-from pyvxlan.daemon import api, metrics, peering, rundir
+from pyvxlan.daemon import api, listening, metrics, peering, rundir
 from pyvxlan.daemon.capturing import Capturing
 from pyvxlan.daemon.cleanup import clean_up
 from pyvxlan.daemon.clusterstore import ClusterStore
@@ -66,6 +66,8 @@ from pyvxlan.daemon.status import Status
 from pyvxlan.daemon.timings import Timings
 from pyvxlan.daemon.upkeep.check import warn
 from pyvxlan.daemon.upstream import Upstream
+from pyvxlan.daemon.webpage import Page
+from pyvxlan.daemon.webviews import Readings, Views
 from pyvxlan.daemon.why import EXPLAIN, TRACE, Explainer, Tracer, Why
 from pyvxlan.daemon.witness import Witness
 
@@ -145,7 +147,7 @@ def _command(
     }
     settings, origins = load_with_origins(overrides, environ, config)
     parse_url(settings.store)
-    metrics.tls_context(settings)
+    listening.tls_context(settings)
     if check_config:
         click.echo(describe(settings, origins), nl=False)
         return 0
@@ -247,10 +249,9 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     Returns the tasks that run for as long as the daemon does; one that ends has failed.
     """
     stack.enter_context(rundir.held(settings.run_dir))
-    tls = metrics.tls_context(settings)
-    scraped = metrics.bind(*settings.metrics_endpoint) if settings.metrics_endpoint else None
-    if scraped:
-        stack.callback(scraped.close)
+    tls = listening.tls_context(settings)
+    scraped = _take("metrics_address", settings.metrics_endpoint, stack)
+    browsed = _take("web_address", settings.web_endpoint, stack)
     timings = Timings(TIMED)
     events = Events()
     events.note("daemon_started", f"version {__version__}")
@@ -371,8 +372,12 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     except DaemonError as error:
         log.warning("daemon starts unsettled cause=%s", error)
     if scraped:
-        pages = metrics.Metrics(status.reading, timings, __version__).application()
-        await stack.enter_async_context(metrics.serving(pages, scraped, tls))
+        exposed = metrics.Metrics(status.reading, timings, __version__).application()
+        await stack.enter_async_context(listening.serving(exposed, scraped, tls))
+    if browsed:
+        readings = Readings(partial(status.document, __version__))
+        page = Page(Views(readings, state, status.events), {host.name, *settings.web_names})
+        await stack.enter_async_context(listening.serving(page.application(), browsed, tls))
     peers = peering.Peering(lambda: state.hosts, host, identity)
     why = Why(service=service, state=state, local=local, sandboxes=net, peering=peers)
     here = Explainer(
@@ -403,6 +408,17 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background
+
+
+def _take(
+    setting: str, endpoint: tuple[str, int] | None, stack: contextlib.AsyncExitStack
+) -> socket.socket | None:
+    """Takes the address of a setting before anything is made; None if it is off."""
+    if endpoint is None:
+        return None
+    bound = listening.bind(setting, *endpoint)
+    stack.callback(bound.close)
+    return bound
 
 
 async def _open_timed(timings: Timings, url: str) -> Store:

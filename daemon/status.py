@@ -16,6 +16,7 @@ from pyvxlan.daemon.documents import Document, host_document
 from pyvxlan.daemon.errors import DataplaneError
 from pyvxlan.daemon.events import Event, Events
 from pyvxlan.daemon.following import REASONS
+from pyvxlan.daemon.listening import url
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Network
@@ -228,8 +229,6 @@ class Status:
         """Gives the document of `GET /v1/status`."""
         reading = await self.reading()
         host = self._state.hosts.get(self._state.host.id, self._state.host)
-        metrics = self._settings.metrics_address
-        scheme = "https" if self._settings.metrics_cert else "http"
         return {
             "version": version,
             "pid": os.getpid(),
@@ -266,7 +265,8 @@ class Status:
             "no_offload": list(self._settings.no_offload),
             "peers": [{"host": name} | dict(peer) for name, peer in reading.peers.items()],
             "reconcile": {"repairs": reading.repairs, "problems": list(reading.problems)},
-            "metrics_url": f"{scheme}://{metrics}/metrics" if metrics else None,
+            "metrics_url": url(self._settings, self._settings.metrics_address, "/metrics"),
+            "web_url": url(self._settings, self._settings.web_address),
             "networks": [
                 {
                     "id": network.id,

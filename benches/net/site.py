@@ -23,7 +23,9 @@ class Site(World):
     """Two hosts, their `under0` the two ends of one cable (veth)."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, 2, "--metrics-address", "", mtu_bytes=UNDERLAY_MTU_BYTES)
+        super().__init__(
+            name, 2, "--metrics-address", "", "--web-address", "", mtu_bytes=UNDERLAY_MTU_BYTES
+        )
 
     def _plug(self, host: Host, mtu_bytes: int) -> None:
         # The first host brings the cable, whose other end waits for the second one.

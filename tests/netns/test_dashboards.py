@@ -22,6 +22,7 @@ import dns.message
 import pytest
 
 from grafana.build import FOLDER
+from tests.chromium import chromium
 from tests.netns.world import BIN, Container, Host, World, command, eventually, inside, world
 
 pytestmark = pytest.mark.root
@@ -228,6 +229,21 @@ def test_top_shows_what_flows(cluster: tuple[World, Prometheus]) -> None:
     (peer,) = pages[0]["peers"]
     assert peer["host"] == "h2"
     assert max(page["peers"][0]["sent_bytes"] for page in pages) > 0
+
+
+def test_page_shows_what_flows_in_a_browser(
+    cluster: tuple[World, Prometheus], tmp_path: Path
+) -> None:
+    made, _ = cluster
+    with chromium(tmp_path, *made[1].enter()) as browser:
+        tab = browser.tab()
+        assert tab.open("http://127.0.0.1:9474/") == ""
+        blue = "document.getElementById('networks-table')?.tBodies[0].rows[0]?.cells[6].textContent"
+        tab.until(f"/[1-9].* .*bit/.test({blue})")
+        tab.until("/[1-9].*bit.* out/.test(document.getElementById('drawing').textContent)")
+        for name, text in (("endpoints", "second"), ("events", "endpoint added")):
+            tab.until(f"document.getElementById('{name}-table').textContent.includes('{text}')")
+        assert tab.complaints() == []
 
 
 def test_dump_holds_what_the_kernel_has(cluster: tuple[World, Prometheus]) -> None:

@@ -414,6 +414,7 @@ STATUS: dict[str, Any] = {
         {"number": 1, "segment": False, "gro": True},
     ],
     "no_offload": ["tso6"],
+    "web_url": None,
     "networks": [
         {
             "name": "blue",
@@ -443,6 +444,7 @@ def test_status_is_a_page_for_people() -> None:
         "endpoints:      1 on this host, names for 1\n"
         "repairs:        4\n"
         "metrics:        off\n"
+        "web page:       off\n"
         "held back:      3 records that the store lacks\n"
         "problem:        not registered: no session\n"
         "problem:        could not make eth0\n"

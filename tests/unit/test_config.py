@@ -70,6 +70,8 @@ def test_environment_may_name_the_file(tmp_path: Path) -> None:
         ("gateway_subnet = '172.18.0.0/30'", ["172.18.0.0/30", "29"]),
         ("metrics_address = 'localhost:9472'", ["localhost:9472", "127.0.0.1:9472"]),
         ("metrics_address = '127.0.0.1'", ["127.0.0.1"]),
+        ("web_address = 'localhost:80'", ["web_address", "localhost:80", "or empty"]),
+        ("web_names = ['http://x']", ["web_names", "http://x", "host name"]),
         ("run_dir = 'run'", ["run", "absolute"]),
         (f"run_dir = '/{'x' * 90}'", ["run_dir", "80"]),
         ("store = '/var/lib/store.db'", ["/var/lib/store.db", "sqlite:////"]),

@@ -29,7 +29,8 @@ from pyvxlan.daemon.events import KINDS
 from pyvxlan.daemon.kv import ABSENT, Check, Write
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.timed import TimedStore
-from pyvxlan.daemon.metrics import Metrics, bind, serving, tls_context
+from pyvxlan.daemon.listening import bind, serving, tls_context
+from pyvxlan.daemon.metrics import Metrics
 from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.plugin import TIMED
 from pyvxlan.daemon.requests import AttachSpec, NetworkSpec
@@ -309,7 +310,7 @@ async def served(settings: Settings = Settings()) -> AsyncIterator[str]:  # noqa
         return READING
 
     tls = tls_context(settings)
-    bound = bind("127.0.0.1", 0)
+    bound = bind("metrics_address", "127.0.0.1", 0)
     port = bound.getsockname()[1]
     async with serving(Metrics(give, Timings(), "0.1.0").application(), bound, tls):
         yield f"{'https' if tls else 'http'}://127.0.0.1:{port}/metrics"
@@ -352,7 +353,7 @@ def test_taken_address_is_named_with_the_remedy() -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} is taken.*--metrics-address"):
-            bind("127.0.0.1", port)
+            bind("metrics_address", "127.0.0.1", port)
 
 
 def test_status_reads_what_the_data_plane_counts() -> None:

@@ -10,6 +10,7 @@ import pytest
 from pyvxlan.daemon import cli_top
 from pyvxlan.daemon.cli import run as run_cli
 from pyvxlan.daemon.dataplane.threads import Worker
+from pyvxlan.daemon.rates import rates
 from pyvxlan.daemon.requests import AttachSpec, NetworkSpec
 from tests.unit.doorway import doorway
 
@@ -57,7 +58,7 @@ def reading(uptime_s: float, times: int, *, networks: bool = True) -> dict[str, 
 
 
 def test_rates_are_of_the_time_between_and_the_busiest_is_first() -> None:
-    found = cli_top.rates(reading(10, 1), reading(12, 3))
+    found = rates(reading(10, 1), reading(12, 3))
     assert [network["name"] for network in found["networks"]] == ["busy", "quiet"]
     busy = found["networks"][0]
     assert (busy["egress_frames"], busy["egress_bytes"]) == (10, 1000)
@@ -68,19 +69,19 @@ def test_rates_are_of_the_time_between_and_the_busiest_is_first() -> None:
 
 
 def test_counters_of_a_new_forwarder_begin_at_zero() -> None:
-    found = cli_top.rates(reading(10, 100), reading(12, 2))
+    found = rates(reading(10, 100), reading(12, 2))
     assert found["networks"][0]["egress_frames"] == 10
     assert found["workers"][0]["busy"] == 0.5
 
 
 def test_network_that_has_just_come_counts_from_zero() -> None:
-    found = cli_top.rates(reading(10, 1, networks=False), reading(11, 2))
+    found = rates(reading(10, 1, networks=False), reading(11, 2))
     assert found["networks"][0]["egress_frames"] == 20
-    assert cli_top.rates(reading(10, 1), reading(11, 2, networks=False))["networks"] == []
+    assert rates(reading(10, 1), reading(11, 2, networks=False))["networks"] == []
 
 
 def test_page_is_for_people() -> None:
-    assert cli_top.text(cli_top.rates(reading(10, 1), reading(12, 3))) == (
+    assert cli_top.text(rates(reading(10, 1), reading(12, 3))) == (
         "h1, up 12 s, store synced, forwarder up\n"
         "thread 0: busy 50%, queue 10%\n"
         "\n"
