@@ -40,9 +40,9 @@ SETTLE_S = 3.0
 CHECK_S_PER_LIST = 0.005
 """A resumed watch is checked within this time for each watch of each host of the cluster, so that
 all hosts together ask for some 200 lists a second."""
-ANEW_S_PER_LIST = 0.0005
-"""The same for what has to be read anew, as after a compaction: etcd answers some 2,000 such lists
-a second on two cores, and whoever asked at once with all others would wait as long."""
+ANEW_S_PER_LIST = 0.001
+"""The same for what has to be read anew, as after a compaction: a list of 100 records is 1 ms of
+etcd's CPU, and who asked at once with all others would give up, and ask again, before its turn."""
 WIDE_ABOVE = 256
 """So many tables of one kind may have watches of their own."""
 WIDE_SHARE = 4

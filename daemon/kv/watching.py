@@ -145,7 +145,7 @@ class Watchers:
                     yield Stale(ANEW, anew=True)
                 elif watcher.gap:
                     events = await self._begin(watcher, read)
-                    begun, told_anew = begun or not watcher.gap, told_anew and watcher.gap
+                    begun, told_anew = begun or not watcher.gap, False
                     for event in events:
                         yield event
                 elif watcher.waiting:

@@ -155,6 +155,29 @@ async def test_history_compacted_meanwhile_is_replaced_by_a_snapshot(
 
 
 @pytest.mark.own_client
+async def test_watch_that_would_go_on_from_long_ago_is_read_anew(
+    server: EtcdServer, relay: Relay, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyvxlan.daemon.kv.etcd.watch.RECENT_REVISIONS", 5)
+    store, other = await opened(through(relay)), await opened(server.url)
+    await other.txn([], [Write("old/a", b"1")])
+    old, new = Mirror(store, "old/"), Mirror(store, "new/")
+    await old.until(lambda: bool(old.events))
+    for number in range(8):
+        await other.txn([], [Write("new/a", b"%d" % number)])
+    await new.until(lambda: new.values.get("new/a") == b"7")
+    snapshots = len(new.seen(Snapshot))
+    await broken_off(relay, old)
+    await relay.start()
+    for mirror in (old, new):
+        await mirror.until(lambda mirror=mirror: isinstance(mirror.events[-1], Live))  # type: ignore[misc]
+    assert len(old.seen(Snapshot)) == 2
+    assert len(new.seen(Snapshot)) == snapshots
+    await old.stop()
+    await new.stop()
+
+
+@pytest.mark.own_client
 async def test_removal_that_was_compacted_away_is_no_event_to_go_on_from(
     server: EtcdServer, relay: Relay, opened: Opener
 ) -> None:

@@ -31,7 +31,11 @@ PROBE_S = 4.0
 SILENT_S = 7.5
 """A stream that said nothing for so long is dead."""
 LATE_S = 2.0
-"""A watch whose last event did not come again for so long begins anew."""
+"""A watch whose last event did not come again for so long begins anew, unless those of others still
+come: after an outage etcd goes through all watches of all hosts, some 500 at a time."""
+RECENT_REVISIONS = 10_000
+"""How far back a watch goes on from. For each 500 of all watches etcd reads all that has happened
+since the oldest of their revisions; if that is more, a list of what they show is cheaper."""
 TICK_S = 0.5
 """Between two looks at what is due."""
 BACKOFF_S = (0.1, 1.0)
@@ -95,6 +99,8 @@ class WatchStream:
         self._outbox: asyncio.Queue[pb.Message] | None = None
         self._connected = asyncio.Event()
         self._heard_at = 0.0
+        self._went_on_at = 0.0
+        """When the last event of a watch came again last."""
         self._broken = ""
         self._task: asyncio.Task[None] | None = None
         self._closed = False
@@ -162,7 +168,10 @@ class WatchStream:
         key, end = self._keys.below(feed.prefix)
         request = pb.RangeRequest(key=key, range_end=end, limit=1, keys_only=True)
         answer = await self._channel.call(pb.RANGE, request, repeatable=True)
-        return bool(answer.count) and since <= answer.header.revision
+        return bool(answer.count) and since <= answer.header.revision and self._recent(since)
+
+    def _recent(self, revision: Revision) -> bool:
+        return self._channel.seen.revision - revision <= RECENT_REVISIONS
 
     async def _follow(self, feed: _Feed, start: Revision, *, awaits_last: bool = False) -> bool:
         """Starts the watch in the stream; tells whether it is in step, or its history is gone."""
@@ -271,7 +280,7 @@ class WatchStream:
         for feed in self._feeds:
             if feed.reading or not feed.begun:
                 feed.watchers.mark_live()
-            elif feed.revision is None:
+            elif feed.revision is None or not self._recent(feed.revision):
                 self._begin_anew(feed)
             else:
                 self._ask(feed, feed.revision, awaits_last=True)
@@ -300,7 +309,7 @@ class WatchStream:
                 return
             feeds = [feed for feed in self._feeds if not feed.reading]
             for feed in feeds:
-                if feed.awaits_last and now > feed.asked_at + LATE_S:
+                if feed.awaits_last and now > max(feed.asked_at, self._went_on_at) + LATE_S:
                     log.info("watch begins anew prefix=%s cause=no history", feed.prefix)
                     self._begin_anew(feed)
             if now < probed_at + PROBE_S:
@@ -361,7 +370,8 @@ class WatchStream:
             else:
                 self._begin_anew(feed)
             return
-        feed.awaits_last = False
+        if feed.awaits_last:
+            feed.awaits_last, self._went_on_at = False, time.monotonic()
         known = feed.revision or 0
         new = [change for change in changes if _revision(change) > known]
         feed.watchers.publish(new)
