@@ -375,7 +375,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         exposed = metrics.Metrics(status.reading, timings, __version__).application()
         await stack.enter_async_context(listening.serving(exposed, scraped, tls))
     if browsed:
-        readings = Readings(partial(status.document, __version__))
+        readings = Readings(partial(status.document_with_tunnels, __version__))
         page = Page(Views(readings, state, status.events), {host.name, *settings.web_names})
         await stack.enter_async_context(listening.serving(page.application(), browsed, tls))
     peers = peering.Peering(lambda: state.hosts, host, identity)

@@ -227,7 +227,15 @@ class Status:
 
     async def document(self, version: str) -> Document:
         """Gives the document of `GET /v1/status`."""
+        return self._document(version, await self.reading())
+
+    async def document_with_tunnels(self, version: str) -> Document:
+        """Gives the same, and the document of `GET /v1/peers` as `tunnels`, of one reading."""
         reading = await self.reading()
+        tunnels = [tunnel.document() for tunnel in reading.tunnels]
+        return self._document(version, reading) | {"tunnels": tunnels}
+
+    def _document(self, version: str, reading: Reading) -> Document:
         host = self._state.hosts.get(self._state.host.id, self._state.host)
         return {
             "version": version,

@@ -40,7 +40,7 @@ class Readings:
     """Takes readings when somebody looks.
 
     Args:
-        read: Gives the document of `GET /v1/status`.
+        read: Gives the document of `GET /v1/status`, with that of `GET /v1/peers` as `tunnels`.
         monotonic: The clock.
     """
 
@@ -209,16 +209,22 @@ class Views:
             host.name: host_id in self._state.alive for host_id, host in self._state.hosts.items()
         }
         flows = {peer["host"]: peer for peer in (look.rates or {}).get("peers", ())}
+        probed = {
+            tunnel["host"]: tunnel
+            for tunnel in look.now["tunnels"]
+            if tunnel["answer_age_s"] is not None
+        }
         found = [
             {
                 "host": peer["host"],
                 "alive": alive.get(peer["host"], False),
                 "rates": _some(flows.get(peer["host"]), TRAFFIC),
-                "rtt_s": peer.get("rtt_s"),
-                "loss": peer.get("loss"),
-                "path_mtu_bytes": peer.get("path_mtu_bytes"),
+                "rtt_s": tunnel["round_trip_s"]["p50"] if tunnel else None,
+                "loss": tunnel["loss"] if tunnel else None,
+                "path_mtu_bytes": tunnel["path_mtu_bytes"] if tunnel else None,
             }
             for peer in look.now["peers"]
+            for tunnel in (probed.get(peer["host"]),)
         ]
         return sorted(found, key=lambda one: (-_sum(one["rates"]), one["host"]))
 

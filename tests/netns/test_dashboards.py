@@ -241,6 +241,7 @@ def test_page_shows_what_flows_in_a_browser(
         blue = "document.getElementById('networks-table')?.tBodies[0].rows[0]?.cells[6].textContent"
         tab.until(f"/[1-9].* .*bit/.test({blue})")
         tab.until("/[1-9].*bit.* out/.test(document.getElementById('drawing').textContent)")
+        tab.until("/[0-9].*% lost/.test(document.getElementById('drawing').textContent)")
         for name, text in (("endpoints", "second"), ("events", "endpoint added")):
             tab.until(f"document.getElementById('{name}-table').textContent.includes('{text}')")
         assert tab.complaints() == []

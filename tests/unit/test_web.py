@@ -51,7 +51,7 @@ class Site:
 @contextlib.contextmanager
 def site(door: Doorway, views: Views | None = None, port: int = 0) -> Iterator[Site]:
     """Serves the page of the first of two hosts in memory."""
-    readings = Readings(partial(door.status.document, "9.9.9"))
+    readings = Readings(partial(door.status.document_with_tunnels, "9.9.9"))
     page = Page(views or Views(readings, door.node.state, door.status.events), NAMES)
     bound = bind("web_address", "127.0.0.1", port)
     stack = AsyncExitStack()
@@ -60,6 +60,13 @@ def site(door: Doorway, views: Views | None = None, port: int = 0) -> Iterator[S
         yield Site(door, bound.getsockname()[1])
     finally:
         door.do(stack.aclose())
+
+
+TUNNEL = {
+    "vnis": [4242], "sent": 9, "answered": 8, "lost": 1, "reordered": 0, "narrowed": 0, "recent": 4,
+    "recent_lost": 1, "round_trips": {200: 8}, "round_trip_sum_ns": 8 * 150_000,
+    "path_mtu_bytes": 1400, "needed_mtu_bytes": 1500, "answer_age_ns": 10**8,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -82,6 +89,7 @@ def peopled() -> Iterator[Doorway]:
                 }
             },
             "vteps": {"198.18.0.2": {"sent_bytes": 150 * frames, "sent_datagrams": frames}},
+            "tunnels": {"198.18.0.2": TUNNEL},
             "underlay": {"drops": {"vni_unknown": 3}},
         }
 
@@ -224,6 +232,9 @@ def test_views_show_the_hosts_and_what_is_on_them(shown: Site) -> None:
         {"network": "blue", "direction": "ingress", "reason": "source_mac_unknown", "frames": 7},
         {"network": "", "direction": "ingress", "reason": "vni_unknown", "frames": 3},
     ]
+    (tunnel,) = shown.document("tunnels")
+    assert (tunnel["host"], tunnel["loss"], tunnel["path_mtu_bytes"]) == ("host2", 0.25, 1400)
+    assert 0 < tunnel["rtt_s"] <= 200e-6
     assert shown.document("store")["state"] == "synced"
 
 

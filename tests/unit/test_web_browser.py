@@ -51,7 +51,7 @@ def test_page_shows_all_and_asks_for_nothing_from_outside(tab: Tab, shown: Site)
     hosts = table(tab, "tunnels")
     assert [row[:2] for row in hosts] == [["host1 (this host)", "up"], ["host2", "up"]]
     assert "bit/s" in hosts[1][5]
-    assert hosts[1][7:] == ["—", "—", "—"]
+    assert hosts[1][7:] == ["0.10 ms", "25.0 %", "1400"]
     assert [row[0] for row in table(tab, "networks")] == ["blue", "red"]
     assert [row[:3] for row in table(tab, "endpoints")] == [
         ["web", "blue", "host1"], ["base", "blue", "host2"],
@@ -203,7 +203,7 @@ class HostileViews(Views):
 
 def test_hostile_names_are_text_and_nothing_else(browser: Browser, shown: Site) -> None:
     door = shown.door
-    readings = Readings(lambda: door.status.document("9.9.9"))
+    readings = Readings(lambda: door.status.document_with_tunnels("9.9.9"))
     with site(door, HostileViews(readings, door.node.state, door.status.events)) as spoilt:
         tab = browser.tab()
         tab.open(spoilt.url)
