@@ -19,7 +19,7 @@ from pyvxlan.daemon.errors import DaemonError
 
 if TYPE_CHECKING:
     from pyvxlan.daemon.dockerconfig import Change
-    from pyvxlan.daemon.doctor import Check, Host
+    from pyvxlan.daemon.hostview import Check, Host
 
 FILE = click.option(
     "--file", type=click.Path(path_type=Path), metavar="FILE",
@@ -131,7 +131,7 @@ def _edit(host: Host, edit: Callable[..., Change], *, dry_run: bool) -> None:
 
 def _host(ctx: click.Context, /, file: Path | None) -> Host:
     from pyvxlan.daemon.config import load  # noqa: PLC0415
-    from pyvxlan.daemon.doctor import Host  # noqa: PLC0415
+    from pyvxlan.daemon.hostview import Host  # noqa: PLC0415
 
     run_dir = ctx.find_root().params.get("run_dir")
     try:

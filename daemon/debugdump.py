@@ -154,7 +154,8 @@ class Dump:
             connection.close()
 
     def _doctor(self) -> str:
-        from pyvxlan.daemon.doctor import CHECKS, Host, examine  # noqa: PLC0415
+        from pyvxlan.daemon.doctor import CHECKS, examine  # noqa: PLC0415
+        from pyvxlan.daemon.hostview import Host  # noqa: PLC0415
 
         found = examine(Host(self._settings, None), CHECKS)
         return _json([{"what": one.what, "level": one.level, "text": one.text} for one in found])

@@ -1,115 +1,33 @@
 """What is wrong on this host, and what to do about it: the checks of `pyvxlan doctor`.
 
 A check is a function that looks at one thing and gives a finding, or None if the thing is not this
-host's. It changes nothing, waits a few seconds at most, and never raises for what it finds. A new
-one is written below and named in `CHECKS`.
+host's. It changes nothing, waits a few seconds at most, and never raises for what it finds. Here
+are those of daemon, store and Docker; those of the host are in `hostchecks`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
 import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from pyvxlan.daemon import dockerconfig
 from pyvxlan.daemon.apiclient import ApiClient, ClientError
-from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConfigError
 from pyvxlan.daemon.findings import Finding, Level
+from pyvxlan.daemon.hostchecks import HOST_CHECKS
+from pyvxlan.daemon.hostview import CALL_S, Check, Host, run
 from pyvxlan.daemon.tunnels import judge
 
 OLDEST_DOCKER = (20, 10)
-CALL_S = 3.0
-PROC = Path("/proc")
 CLOCK_S = 0.05
 """How far apart the clocks of processes and of files may be."""
 UNIT = "pyvxlan-daemon.service"
 DOCKER_UNIT = "docker.service"
-
-
-@dataclass(frozen=True, slots=True)
-class Dockerd:
-    """The Docker Engine of this host that runs."""
-
-    pid: int
-    words: tuple[str, ...]
-    """Its command line."""
-    started_s: float
-    """When, in seconds since the epoch."""
-
-    def options(self, name: str) -> list[str]:
-        """The values of an option that it was started with."""
-        found = []
-        for word, following in zip(self.words[1:], (*self.words[2:], ""), strict=True):
-            head, equals, value = word.lstrip("-").partition("=")
-            if word.startswith("-") and head == name:
-                found.append(value if equals else following)
-        return found
-
-
-class Host:
-    """What the checks look at, read when first asked for.
-
-    Args:
-        settings: Those of this host's daemon.
-        daemon_json: Docker's configuration file; None for the one that the Engine was started
-            with, or the usual one.
-    """
-
-    def __init__(self, settings: Settings, daemon_json: Path | None = None) -> None:
-        self.settings = settings
-        self._daemon_json = daemon_json
-
-    @cached_property
-    def status(self) -> Mapping[str, Any] | ClientError:
-        """What the daemon says of itself, or why it does not."""
-        try:
-            status: Mapping[str, Any] = ApiClient(self.settings.run_dir).get("status")
-        except ClientError as error:
-            return error
-        return status
-
-    @cached_property
-    def dockerd(self) -> Dockerd | None:
-        """The Engine that wrote the process id beside its socket."""
-        try:
-            pid = int((self.settings.docker_socket.parent / "docker.pid").read_text().strip())
-            words = (PROC / str(pid) / "cmdline").read_bytes().decode().split("\0")[:-1]
-            stat = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-            up_s = float((PROC / "uptime").read_text().split()[0])
-        except (OSError, ValueError):
-            return None
-        if not words or Path(words[0]).name != "dockerd":
-            return None
-        ticks = int(stat[19])  # starttime, the 22nd field (proc(5)); counted behind the name
-        started_s = time.time() - up_s + ticks / os.sysconf("SC_CLK_TCK")
-        return Dockerd(pid, tuple(words), started_s)
-
-    @property
-    def daemon_json(self) -> Path:
-        """Docker's configuration file."""
-        named = self.dockerd.options("config-file") if self.dockerd else []
-        return self._daemon_json or Path(named[-1] if named else dockerconfig.DAEMON_JSON)
-
-    @cached_property
-    def docker_there(self) -> bool:
-        """Whether this host has Docker, as far as the daemon is concerned."""
-        return bool(self.settings.plugin_path) and (
-            self.settings.docker_socket.exists() or self.daemon_json.exists()
-        )
-
-
-Check: TypeAlias = Callable[[Host], Finding | None]
 
 
 def examine(host: Host, checks: Sequence[Check] | None = None) -> Iterator[Finding]:
@@ -252,15 +170,16 @@ def order_of(shown: Mapping[str, str]) -> Finding:
 
 
 DOCKER_CHECKS: Sequence[Check] = (check_docker, check_plugin, check_dns, check_order)
-CHECKS: Sequence[Check] = (check_daemon, check_store, check_tunnels, *DOCKER_CHECKS)
+CHECKS: Sequence[Check] = (
+    check_daemon, check_store, check_tunnels, *HOST_CHECKS, *DOCKER_CHECKS,
+)  # fmt: skip
 
 
 def _systemd(unit: str) -> Mapping[str, str] | None:
-    words = ["systemctl", "show", unit, "--property=LoadState,UnitFileState,Before,WantedBy"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=CALL_S, check=True)
-        return dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    return None
+    shown = run("systemctl", "show", unit, "--property=LoadState,UnitFileState,Before")
+    if shown is None:
+        return None
+    return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
 
 def _call(path: Path, method: str, target: str) -> dict[str, Any]:

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from pyvxlan.daemon import dockerconfig, doctor
+from pyvxlan.daemon import dockerconfig, doctor, hostview
 from pyvxlan.daemon.cli import run as run_cli
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.findings import Finding
+from pyvxlan.daemon.hostview import Check, Host
 from pyvxlan.daemon.plugin import server
 from tests.unit.doorway import Doorway, doorway
 
 OURS = Settings().names_address
 PID = 4242
+OF_DAEMON = (doctor.check_daemon, doctor.check_store, *doctor.DOCKER_CHECKS)
+"""Without those of the host, which is whatever runs the tests."""
 
 
 class Answers(socketserver.ThreadingUnixStreamServer):
@@ -68,8 +71,8 @@ class Place:
         (self.proc / "uptime").write_text("1000.00 1999.00\n")
 
     @property
-    def host(self) -> doctor.Host:
-        return doctor.Host(self.settings)
+    def host(self) -> Host:
+        return Host(self.settings)
 
     def docker(self, version: str = "20.10.24", *options: str, started_s: float = 999) -> None:
         """Starts an Engine, so many seconds after the machine."""
@@ -95,7 +98,7 @@ class Place:
         at_s = time.time() - 1000 + changed_s
         os.utime(self.daemon_json, (at_s, at_s))
 
-    def finds(self, check: doctor.Check) -> Finding:
+    def finds(self, check: Check) -> Finding:
         found = check(self.host)
         assert found
         return found
@@ -115,7 +118,7 @@ def door() -> Iterator[Doorway]:
 @pytest.fixture
 def place(tmp_path: Path, door: Doorway, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     made = Place(tmp_path, door.run_dir)
-    monkeypatch.setattr(doctor, "PROC", made.proc)
+    monkeypatch.setattr(hostview, "PROC", made.proc)
     yield made
     made.close()
 
@@ -124,7 +127,7 @@ def test_host_in_order_has_nothing_to_complain_of(place: Place) -> None:
     place.docker()
     place.plugin()
     place.dns(OURS, "192.0.2.53")
-    found = {one.what: one for one in doctor.examine(place.host)}
+    found = {one.what: one for one in doctor.examine(place.host, OF_DAEMON)}
     order = found.pop("order", None)  # As the machine of the test has it.
     assert set(found) == {"daemon", "store", "docker", "plug-in", "dns"}
     assert {one.level for one in found.values()} == {"ok"}, found
@@ -132,11 +135,11 @@ def test_host_in_order_has_nothing_to_complain_of(place: Place) -> None:
 
 
 def test_host_without_docker_is_not_told_of_it(place: Place) -> None:
-    assert [one.what for one in doctor.examine(place.host)] == ["daemon", "store"]
+    assert [one.what for one in doctor.examine(place.host, OF_DAEMON)] == ["daemon", "store"]
 
 
 def test_daemon_that_is_not_there_is_an_error_with_its_remedy(tmp_path: Path) -> None:
-    host = doctor.Host(Settings(run_dir=tmp_path, docker_socket=tmp_path / "none"))
+    host = Host(Settings(run_dir=tmp_path, docker_socket=tmp_path / "none"))
     (found,) = doctor.examine(host, [doctor.check_daemon, doctor.check_store])
     assert found.level == "error"
     assert "systemctl start pyvxlan-daemon" in found.text
@@ -258,6 +261,7 @@ class Commands:
         self._captured = captured
         for name in ("state_dir", "docker_socket", "plugin_socket"):
             monkeypatch.setenv(f"PYVXLAN_{name.upper()}", str(getattr(place.settings, name)))
+        monkeypatch.setattr(doctor, "CHECKS", OF_DAEMON)
         monkeypatch.setattr(dockerconfig, "RESOLV_CONF", place.directory / "none")
         monkeypatch.setattr(dockerconfig, "RESOLVED", place.directory / "none")
 
