@@ -148,8 +148,10 @@ async def test_history_compacted_meanwhile_is_replaced_by_a_snapshot(
     server.ctl("compact", str(server.revision()))
     await relay.start()
     await mirror.until(lambda: isinstance(mirror.events[-1], Live))
-    assert [type(event) for event in mirror.events] == [Snapshot, Stale, Stale, Snapshot, Live]
-    assert [stale.anew for stale in mirror.seen(Stale)] == [False, True]
+    told = [False, True] if KIND == "etcd" else [False]  # python-etcd3 begins anew every time
+    assert [stale.anew for stale in mirror.seen(Stale)] == told
+    expected = [Snapshot, *(Stale for _ in told), Snapshot, Live]
+    assert [type(event) for event in mirror.events] == expected
     assert set(mirror.values) == {"k/b", "k/c"}
     await mirror.stop()
 

@@ -35,7 +35,7 @@ class _Feed:
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.watchers = Watchers(warns=True)
+        self.watchers = Watchers()
         self.subscription: _Subscription | None = None
 
 
