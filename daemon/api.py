@@ -44,6 +44,7 @@ __all__ = ["Api", "Sandboxes", "answer_errors", "serving"]
 log = logging.getLogger(__name__)
 
 BODY_MAX_BYTES = 128 * 1024
+ALL_HOSTS = "all"
 STALE_HEADER = "Pyvxlan-Stale-Seconds"
 """In answers while the store is away: for how long."""
 LOOK_S = 0.5
@@ -72,6 +73,7 @@ class Api:
         why: Gives that of `POST /v1/why`.
         capturing: Captures frames, and knows the last that were dropped.
         peers: Gives that of `GET /v1/peers`.
+        matrix: Gives that of all hosts.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Api:
         why: Callable[[WhySpec], Awaitable[Document]],
         capturing: Capturing,
         peers: Callable[[], Awaitable[list[Document]]],
+        matrix: Callable[[], Awaitable[list[Document]]],
     ) -> None:
         self._service = service
         self._local = local
@@ -94,6 +97,7 @@ class Api:
         self._why = why
         self._capturing = capturing
         self._peers = peers
+        self._matrix = matrix
 
     def application(self) -> web.Application:
         """Makes the application that serves all paths."""
@@ -145,8 +149,10 @@ class Api:
         return _answer(await self._why(parse_why_request(await _body(request))))
 
     async def _list_peers(self, request: web.Request) -> web.Response:
-        _query(request)
-        return _answer(await self._peers())
+        host = _query(request, "host").get("host", "")
+        if host not in {"", ALL_HOSTS}:
+            raise InvalidError(f"host {host!r}: leave it out for this host, or give {ALL_HOSTS}")
+        return _answer(await (self._matrix() if host else self._peers()))
 
     async def _list_hosts(self, request: web.Request) -> web.Response:
         _query(request)

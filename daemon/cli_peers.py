@@ -1,8 +1,8 @@
-"""`pyvxlan peers`: the tunnels to other hosts, from `GET /v1/peers`."""
+"""`pyvxlan peers`: the tunnels to other hosts, or between all, from `GET /v1/peers`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import click
@@ -16,19 +16,29 @@ Document: TypeAlias = Mapping[str, Any]
 @click.command(
     epilog=examples("""
 pyvxlan peers
+pyvxlan peers --all
 pyvxlan peers --format json | jq '.[] | select(.loss > 0.01)'
 """)
 )
+@click.option("--all", "everyone", is_flag=True, help="Ask every host: a line each, a column each.")
 @format_option("table", "json")
 @click.pass_context
-def peers(ctx: click.Context, /, kind: str) -> None:
+def peers(ctx: click.Context, /, *, everyone: bool, kind: str) -> None:
     """Show the tunnels to other hosts: round trip, loss, order, path MTU.
 
     Measured inside VXLAN, on the way of the traffic. `silent` are hosts that never answered a
     probe; loss is that of the last 64 probes.
+
+    With --all, a cell is what the line's host finds of the column's: the median round trip, and
+    loss or a narrow path if there is one; `-` where none is probed, `?` unanswered.
     """
-    found = client_of(ctx).get("peers")
-    click.echo(as_json(found) if kind == "json" else text(found))
+    found = client_of(ctx).get("peers", host="all" if everyone else "")
+    if everyone:
+        for one in found:
+            if one["error"]:
+                click.echo(f"pyvxlan: without {one['host']}: {one['error']}", err=True)
+    show = matrix if everyone else text
+    click.echo(as_json(found) if kind == "json" else show(found))
 
 
 def text(tunnels: Iterable[Document]) -> str:
@@ -52,6 +62,29 @@ def text(tunnels: Iterable[Document]) -> str:
             for one in tunnels
         ),
     )  # fmt: skip
+
+
+def matrix(hosts: Sequence[Document]) -> str:
+    """What each host (a line) finds of each (a column), for people."""
+    columns = [one["host_id"] for one in hosts]
+
+    def line(one: Document) -> list[str]:
+        found = {tunnel["host_id"]: _brief(tunnel) for tunnel in one["tunnels"]}
+        unknown = "?" if one["error"] else "-"
+        return [one["host"], *(found.get(to, unknown) for to in columns)]
+
+    return table(("FROM \\ TO", *(one["host"] for one in hosts)), map(line, hosts))
+
+
+def _brief(tunnel: Document) -> str:
+    if tunnel["state"] != "up":
+        return str(tunnel["state"])
+    words = [seconds(tunnel["round_trip_s"]["p50"])]
+    if tunnel["loss"]:
+        words.append(f"loss {tunnel['loss']:.1%}")
+    if (path := tunnel["path_mtu_bytes"]) and path < tunnel["needed_mtu_bytes"]:
+        words.append(f"mtu {path}")
+    return ", ".join(words)
 
 
 def seconds(value: float | None) -> str:

@@ -54,6 +54,7 @@ from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.kv.timed import TimedStore
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.matrix import Matrix
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host, Peer
 from pyvxlan.daemon.names import Names
@@ -405,6 +406,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         why=why.ask,
         capturing=Capturing(service, dataplane, peers, host),
         peers=status.peers_document,
+        matrix=Matrix(service.hosts, status.peers_document, peers).document,
     )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
     return background

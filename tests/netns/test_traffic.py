@@ -416,6 +416,14 @@ def test_tunnels_are_probed_and_shown(trio: Trio) -> None:
     assert {tunnel["needed_mtu_bytes"] for tunnel in found.values()} == {1500}
     assert all("ov_traffic" in tunnel["networks"] for tunnel in found.values())
     assert "ov_traffic" in trio.world[1].cli("peers")
+    everyone = json.loads(trio.world[1].cli("peers", "--all", "--format", "json"))
+    assert {
+        one["host"]: (one["error"], {tunnel["host"] for tunnel in one["tunnels"]})
+        for one in everyone
+    } == {"h1": ("", {"h2", "h3"}), "h2": ("", {"h1", "h3"}), "h3": ("", {"h1", "h2"})}
+    header, *lines = (line.split() for line in trio.world[1].cli("peers", "--all").splitlines())
+    assert header[-3:] == ["h1", "h2", "h3"]
+    assert [line[0] for line in lines] == ["h1", "h2", "h3"]
 
 
 def test_forwarder_has_no_privileges(trio: Trio) -> None:

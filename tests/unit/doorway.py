@@ -18,6 +18,7 @@ from pyvxlan.daemon.capturing import Capturing
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.dataplane.memory import MemoryDataplane
+from pyvxlan.daemon.matrix import Matrix
 from pyvxlan.daemon.peering import Peering
 from pyvxlan.daemon.requests import WhySpec
 from pyvxlan.daemon.status import Status
@@ -101,12 +102,8 @@ class Doorway:
             names=NoNames(),
             events=node.events,
         )
-        self.capturing = Capturing(
-            node.service,
-            self.dataplane,
-            Peering(lambda: node.state.hosts, node.host, None),
-            node.host,
-        )
+        peers = Peering(lambda: node.state.hosts, node.host, None)
+        self.capturing = Capturing(node.service, self.dataplane, peers, node.host)
         handlers = api.Api(
             node.service,
             lambda: node.local.endpoints,
@@ -116,6 +113,7 @@ class Doorway:
             why=self.why,
             capturing=self.capturing,
             peers=self.status.peers_document,
+            matrix=Matrix(node.service.hosts, self.status.peers_document, peers).document,
         )
         async with api.serving(handlers.application(), self.settings.api_socket):
             started.set()

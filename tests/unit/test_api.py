@@ -56,6 +56,18 @@ def blue(door: Doorway) -> Iterator[Any]:
     assert call(door, "DELETE", "/v1/networks/blue")[0] == 200
 
 
+def test_all_hosts_are_asked_for_their_tunnels(door: Doorway) -> None:
+    status, (own, other) = call(door, "GET", "/v1/peers?host=all")
+    assert status == 200
+    assert (own["host"], own["error"]) == (door.node.host.name, "")
+    assert own["tunnels"] == call(door, "GET", "/v1/peers")[1]
+    assert other["host"] == door.other.host.name
+    assert "can't be asked" in other["error"]
+    status, refusal = call(door, "GET", "/v1/peers?host=h9")
+    assert status == 400
+    assert "host 'h9': leave it out" in refusal["error"]
+
+
 def test_socket_is_for_its_owner_alone(door: Doorway) -> None:
     assert stat.S_IMODE((door.run_dir / "api.sock").stat().st_mode) == 0o600
 

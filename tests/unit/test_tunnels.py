@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -66,6 +67,23 @@ def test_tunnels_are_shown_for_people() -> None:
     assert header == "HOST VTEP STATE P50 P99 LOSS REORDERED PATH MTU ANSWERED NETWORKS"
     assert one == "host2 198.18.0.2 up 200 us 984 us 25.0% 3 1400 of 1500 now blue"
     assert two == "host2 198.18.0.2 silent - - - 3 - never blue"
+
+
+def test_all_tunnels_are_shown_as_a_matrix() -> None:
+    good = read(recent_lost=0, path_mtu_bytes=1500).document() | {"host_id": "b"}
+    bad = read().document() | {"host_id": "a"}
+    lost = read(answer_age_ns=60_000_000_000).document() | {"host_id": "c"}
+    hosts = [
+        {"host": "h1", "host_id": "a", "error": "", "tunnels": [good, lost]},
+        {"host": "h2", "host_id": "b", "error": "", "tunnels": [bad]},
+        {"host": "h3", "host_id": "c", "error": "gone", "tunnels": []},
+    ]
+    assert [re.split(r"  +", line) for line in cli_peers.matrix(hosts).splitlines()] == [
+        ["FROM \\ TO", "h1", "h2", "h3"],
+        ["h1", "-", "200 us", "lost"],
+        ["h2", "200 us, loss 25.0%, mtu 1400", "-", "-"],
+        ["h3", "?", "?", "?"],
+    ]
 
 
 def test_a_narrow_tunnel_is_one_of_which_less_is_known_to_get_through() -> None:
