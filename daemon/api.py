@@ -14,6 +14,7 @@ import logging
 import secrets
 import struct
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
 from typing import Protocol
 
 from aiohttp import web
@@ -34,7 +35,8 @@ from pyvxlan.daemon.documents import (
     parse_why_request,
 )
 from pyvxlan.daemon.errors import DaemonError, InvalidError, NotFoundError
-from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Sandbox
+from pyvxlan.daemon.model import Endpoint, LocalEndpoint, Sandbox, host_ifname
+from pyvxlan.daemon.net import Carried
 from pyvxlan.daemon.requests import WhySpec
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.unixsocket import serving
@@ -55,10 +57,13 @@ for an error."""
 
 
 class Sandboxes(Protocol):
-    """Finds namespaces; `daemon.net.Net` does it."""
+    """Finds namespaces, and what goes to and from them; `daemon.net.Net` does it."""
 
     async def resolve_sandbox(self, text: str) -> Sandbox:
         """Finds a network namespace by name, path or pid."""
+
+    async def carried(self) -> Mapping[str, Carried]:
+        """What each endpoint has sent and received, by `host_ifname`."""
 
 
 class Api:
@@ -67,7 +72,7 @@ class Api:
     Args:
         service: Does what is asked.
         local: This host's endpoints, as they are now.
-        sandboxes: For `detach` of a namespace.
+        sandboxes: For `detach` of a namespace, and for what endpoints send and receive.
         status: Gives the document of `GET /v1/status`.
         events: Gives that of `GET /v1/events`, from a number on.
         why: Gives that of `POST /v1/why`.
@@ -118,6 +123,7 @@ class Api:
                 web.delete("/v1/networks/{ref}", self._remove_network),
                 web.get("/v1/endpoints", self._list_endpoints),
                 web.post("/v1/endpoints", self._attach),
+                web.get("/v1/traffic", self._list_traffic),
                 web.get("/v1/endpoints/{ref}", self._inspect_endpoint),
                 web.delete("/v1/endpoints/{ref}", self._detach),
                 web.get("/v1/captures/{ref}", self._show_subject),
@@ -193,6 +199,21 @@ class Api:
         of = self._service.attached if local else self._service.endpoints
         endpoints = await of(query.get("network"))
         return _answer(await self._endpoint_documents(endpoints))
+
+    async def _list_traffic(self, request: web.Request) -> web.Response:
+        _query(request)
+        if not self._local():  # Nor does one need a store, then.
+            return _answer([])
+        carried = await self._sandboxes.carried()
+        documents = await self._endpoint_documents(await self._service.attached())
+        return _answer(
+            [
+                {key: document[key] for key in ("id", "name", "network", "network_id")}
+                | asdict(carried[port])
+                for document in documents
+                if (port := host_ifname(document["id"])) in carried
+            ]
+        )
 
     async def _attach(self, request: web.Request) -> web.Response:
         _query(request)

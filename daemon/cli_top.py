@@ -1,4 +1,4 @@
-"""`pyvxlan top`: rates per network, host and thread, from two readings of `GET /v1/status`."""
+"""`pyvxlan top`: rates per network, endpoint, host and thread, from two readings of the daemon."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Iterator
 import click
 
 from pyvxlan.daemon.apiclient import ApiClient, UnreachableError
-from pyvxlan.daemon.cli_format import duration, table
+from pyvxlan.daemon.cli_format import duration, short, table
 from pyvxlan.daemon.cli_options import client_of, examples, format_option
 from pyvxlan.daemon.rates import Document, comparable, rates
 
+ENDPOINTS = 20
+"""So many are shown to people; a host may have thousands."""
 HOME = "\033[H\033[J"
 """Begins a terminal's page anew."""
 
@@ -31,9 +33,10 @@ pyvxlan top --format json --count 1 | jq '.networks[] | select(.drops > 0)'
 @format_option("text", "json")
 @click.pass_context
 def top(ctx: click.Context, /, interval_s: float, count: int | None, kind: str) -> None:
-    """Show what flows now: rates per network, host and thread.
+    """Show what flows now: rates per network, endpoint, host and thread.
 
-    Until Ctrl-C. The busiest come first. With --format json, an object a line.
+    Until Ctrl-C. The busiest come first; 20 endpoints at most. With --format json, an object a
+    line, and all endpoints.
     """
     page = HOME if kind == "text" and sys.stdout.isatty() else ""
     for number, found in enumerate(_pages(client_of(ctx), interval_s), 1):
@@ -47,17 +50,21 @@ def top(ctx: click.Context, /, interval_s: float, count: int | None, kind: str) 
 
 def _pages(client: ApiClient, interval_s: float) -> Iterator[Document]:
     """Gives rates, one interval after the other; waits for a daemon that is being restarted."""
-    before = client.get("status")
+    before = _reading(client)
     while True:
         time.sleep(interval_s)
         try:
-            after = client.get("status")
+            after = _reading(client)
         except UnreachableError as error:
             click.echo(f"pyvxlan: {error}", err=True)
             continue
         if comparable(before, after):
             yield rates(before, after)
         before = after
+
+
+def _reading(client: ApiClient) -> Document:
+    return {**client.get("status"), "traffic": client.get("traffic")}
 
 
 def text(found: Document) -> str:
@@ -84,6 +91,21 @@ def text(found: Document) -> str:
                     ", ".join(sorted(one["reasons"], key=one["reasons"].__getitem__, reverse=True)),
                 )
                 for one in found["networks"]
+            ),
+        ),
+        "",
+        table(
+            ("ENDPOINT", "NETWORK", "SENT/S", "SENT BIT/S", "RECEIVED/S", "RECEIVED BIT/S"),
+            (
+                (
+                    one["name"] or short(one["id"]),
+                    one["network"],
+                    count(one["sent_frames"]),
+                    count(8 * one["sent_bytes"]),
+                    count(one["received_frames"]),
+                    count(8 * one["received_bytes"]),
+                )
+                for one in found["endpoints"][:ENDPOINTS]
             ),
         ),
         "",

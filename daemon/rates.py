@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 Document: TypeAlias = Mapping[str, Any]
 TRAFFIC = ("sent_datagrams", "sent_bytes", "received_datagrams", "received_bytes")
+SENT = ("sent_frames", "sent_bytes", "received_frames", "received_bytes")
 FRAMES = ("egress_frames", "egress_bytes", "ingress_frames", "ingress_bytes")
 
 
@@ -18,7 +19,8 @@ def comparable(before: Document, after: Document) -> bool:
 def rates(before: Document, after: Document) -> dict[str, Any]:
     """What has happened between two readings of one daemon, per second.
 
-    A counter that is lower than before began anew: its forwarder was replaced.
+    A counter that is lower than before began anew: its forwarder was replaced. `endpoints` are
+    those of `GET /v1/traffic`, if the readings have it as `traffic`.
     """
     elapsed_s = after["uptime_s"] - before["uptime_s"]
 
@@ -53,6 +55,14 @@ def rates(before: Document, after: Document) -> dict[str, Any]:
         {"host": peer["host"], **each(peer, known.get(peer["host"], {}), *TRAFFIC)}
         for peer in after["peers"]
     ]
+    carried = {endpoint["id"]: endpoint for endpoint in before.get("traffic", ())}
+    endpoints = [
+        {
+            **{key: endpoint[key] for key in ("id", "name", "network")},
+            **each(endpoint, carried.get(endpoint["id"], {}), *SENT),
+        }
+        for endpoint in after.get("traffic", ())
+    ]
     idle_s = {worker["number"]: worker["idle_s"] for worker in before["workers"]}
     workers = [
         {
@@ -69,5 +79,11 @@ def rates(before: Document, after: Document) -> dict[str, Any]:
         "forwarder": after["forwarder"]["up"],
         "workers": workers,
         "networks": sorted(networks, key=lambda one: -(one["egress_bytes"] + one["ingress_bytes"])),
-        "peers": sorted(peers, key=lambda one: -(one["sent_bytes"] + one["received_bytes"])),
+        "endpoints": sorted(endpoints, key=_bytes),
+        "peers": sorted(peers, key=_bytes),
     }
+
+
+def _bytes(one: Document) -> float:
+    """Sorts the busiest first."""
+    return float(-(one["sent_bytes"] + one["received_bytes"]))

@@ -35,7 +35,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from pyvxlan.daemon.model import Address, Interface, format_mac
 from pyvxlan.daemon.net.netlink import Attributes, Netlink, attributes, body, number, text
-from pyvxlan.daemon.net.values import Link, Route
+from pyvxlan.daemon.net.values import Carried, Link, Route
 
 IFF_UP = 1
 IFF_NOARP = 1 << 7
@@ -66,13 +66,17 @@ _IPV6_OFF = {3: "accept_ra", 5: "autoconf"}
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _NDA_LLADDR, _NDA_MASTER = 2, 9
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_IFLA_STATS64 = 23
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
+_COUNTERS = struct.Struct("=4Q")
+"""Of `struct rtnl_link_stats64`: packets received, sent; bytes received, sent."""
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBi")
 _STATION = struct.Struct("=BxxxiHBB")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 
 _LINKS = body(ifinfmsg(), attrs=[("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)])
+_LINKS_WITH_COUNTERS = body(ifinfmsg())
 _ADDRESSES = body(ifaddrmsg())
 _STATIONS = body(ndmsg(), family=socket.AF_BRIDGE)
 _ROUTES = (body(rtmsg(), family=socket.AF_INET), body(rtmsg(), family=socket.AF_INET6))
@@ -120,6 +124,16 @@ def read_links(
         )
         for index, name, master, found in raw
     }
+
+
+def read_ports(netlink: Netlink) -> dict[str, Carried]:
+    """Reads what has gone through the links of the namespace, as seen from their other ends."""
+    found = {}
+    for answer in netlink.dump(_LINKS_WITH_COUNTERS, RTM_GETLINK):
+        fields = attributes(answer, _LINK.size)
+        received, sent, received_bytes, sent_bytes = _COUNTERS.unpack_from(fields[_IFLA_STATS64])
+        found[text(fields[_IFLA_IFNAME])] = Carried(received, received_bytes, sent, sent_bytes)
+    return found
 
 
 def read_routes(netlink: Netlink, index: int) -> frozenset[Route]:

@@ -43,6 +43,7 @@ from pyvxlan.daemon.net.values import (
     NAMES_LINK,
     OUTER_NAME,
     Attachment,
+    Carried,
     Gateway,
     Link,
     Observed,
@@ -154,6 +155,10 @@ class Net:
     async def detect_advertise(self, text: str | None) -> Address:
         """Finds the underlay address; `text` is an address, an interface, or None."""
         return host.advertised(await self._host(), text)
+
+    async def carried(self) -> Mapping[str, Carried]:
+        """What endpoints on this host have sent and received, by the outer ends of their pairs."""
+        return await self._run("read the endpoints' counters", self._carried)
 
     async def survey(
         self, netns: str, outer_name: str, sandbox: Sandbox, toward: Address
@@ -350,6 +355,16 @@ class Net:
             },
             inner=dict(self._observe_inner(attachments, outer)),
         )
+
+    def _carried(self) -> dict[str, Carried]:
+        found = {}
+        for file in self._netns_files():
+            with contextlib.suppress(OSError):
+                opened = namespaces.open_namespace(file)
+                with namespaces.closing(opened), namespaces.entered(opened) as netlink:
+                    ports = links.read_ports(netlink)
+                    found.update({n: port for n, port in ports.items() if OUTER_NAME.fullmatch(n)})
+        return found
 
     def _observe_inner(
         self,

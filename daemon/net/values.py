@@ -158,6 +158,16 @@ class Observed:
     inner: Mapping[str, Link] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What an endpoint has sent and received since its veth pair was made, local traffic too."""
+
+    sent_frames: int
+    sent_bytes: int
+    received_frames: int
+    received_bytes: int
+
+
 OUTER_NAME = re.compile(r"v[0-9a-f]{10}")
 """Names of our veth ends in an overlay namespace; a name of any other form is not ours."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Address, Cidr, Host, Sandbox
+from pyvxlan.daemon.net import Carried
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import State
 
@@ -31,6 +32,7 @@ class MemoryNet:
         self.links: dict[int, list[str]] = {}
         self.routes: list[Cidr] = []
         self.mtu = 1500
+        self.ports: dict[str, Carried] = {}
 
     def add(self, name: str, *links: str) -> Sandbox:
         sandbox = Sandbox(f"/run/netns/{name}", inode=100 + len(self.sandboxes))
@@ -46,6 +48,9 @@ class MemoryNet:
     async def sandbox_links(self, sandbox: Sandbox) -> Sequence[str]:
         await asyncio.sleep(0)
         return self.links[sandbox.inode]
+
+    async def carried(self) -> Mapping[str, Carried]:
+        return self.ports
 
     async def underlay_mtu(self, address: Address) -> int:
         return self.mtu

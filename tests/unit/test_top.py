@@ -10,6 +10,8 @@ import pytest
 from pyvxlan.daemon import cli_top
 from pyvxlan.daemon.cli import run as run_cli
 from pyvxlan.daemon.dataplane.threads import Worker
+from pyvxlan.daemon.model import host_ifname
+from pyvxlan.daemon.net import Carried
 from pyvxlan.daemon.rates import rates
 from pyvxlan.daemon.requests import AttachSpec, NetworkSpec
 from tests.unit.doorway import doorway
@@ -54,6 +56,12 @@ def reading(uptime_s: float, times: int, *, networks: bool = True) -> dict[str, 
         ]
         if networks
         else [],
+        "traffic": [
+            {"id": f"{name}{'0' * 60}", "name": name, "network": "busy", "network_id": "busy",
+             "sent_frames": weight * times, "sent_bytes": 125 * weight * times,
+             "received_frames": 0, "received_bytes": 0}
+            for name, weight in (("box1", 2), ("box2", 40))
+        ],
     }  # fmt: skip
 
 
@@ -66,6 +74,14 @@ def test_rates_are_of_the_time_between_and_the_busiest_is_first() -> None:
     assert found["workers"] == [{"number": 0, "busy": 0.5, "queue": 0.1}]
     assert [peer["host"] for peer in found["peers"]] == ["h3", "h2"]
     assert found["peers"][1]["sent_bytes"] == 200
+    assert [endpoint["name"] for endpoint in found["endpoints"]] == ["box2", "box1"]
+    assert (found["endpoints"][1]["sent_frames"], found["endpoints"][1]["sent_bytes"]) == (2, 250)
+
+
+def test_readings_without_endpoints_have_no_rates_of_them() -> None:
+    before, after = reading(10, 1), reading(12, 3)
+    del before["traffic"], after["traffic"]
+    assert rates(before, after)["endpoints"] == []
 
 
 def test_counters_of_a_new_forwarder_begin_at_zero() -> None:
@@ -88,6 +104,10 @@ def test_page_is_for_people() -> None:
         "NETWORK   OUT FRAMES/S   OUT BIT/S   IN FRAMES/S   IN BIT/S   DROPS/S   WHY\n"
         "busy      10             8.0 k       0             0          4         port_full\n"
         "quiet     1              800         0             0          4         port_full\n"
+        "\n"
+        "ENDPOINT   NETWORK   SENT/S   SENT BIT/S   RECEIVED/S   RECEIVED BIT/S\n"
+        "box2       busy      40       40.0 k       0            0\n"
+        "box1       busy      2        2.0 k        0            0\n"
         "\n"
         "HOST   TO IT/S   TO IT BIT/S   FROM IT/S   FROM IT BIT/S\n"
         "h3     0         0             4           8.0 M\n"
@@ -119,16 +139,19 @@ def test_command_reads_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     with doorway() as door:
         door.node.net.add("box")
         door.do(door.node.service.create_network(NetworkSpec("blue", vni=4242)))
-        door.do(door.node.service.attach(AttachSpec("blue", "box")))
+        box = door.do(door.node.service.attach(AttachSpec("blue", "box")))
+        door.node.net.ports[host_ifname(box.id)] = Carried(1, 100, 2, 200)
         door.dataplane.stats = stats
         words = ["--run-dir", str(door.run_dir), "top", "--interval", "0.2", "--count", "2"]
         assert run_cli([*words, "--format", "json"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert run_cli(words) == 0
-        assert capsys.readouterr().out.count("NETWORK ") == 2
+        assert capsys.readouterr().out.count("\nNETWORK ") == 2
     assert len(lines) == 2
     for line in lines:
-        (network,) = json.loads(line)["networks"]
+        page = json.loads(line)
+        assert [(box["network"], box["sent_frames"]) for box in page["endpoints"]] == [("blue", 0)]
+        (network,) = page["networks"]
         assert network["name"] == "blue"
         # A thousand in a fifth of a second, by clocks that are rounded.
         assert 0 < network["egress_frames"] < 5500
