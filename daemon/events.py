@@ -25,6 +25,10 @@ KINDS = (
     "store_back",
     "repaired",
     "forwarder_replaced",
+    "tunnel_lost",
+    "tunnel_back",
+    "tunnel_narrow",
+    "tunnel_wide",
 )
 """Everything that is noted. Endpoints are those of networks on this host."""
 

@@ -355,6 +355,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
             name="collector",
         ),
     ]
+    if settings.probe_interval_s:
+        background.append(asyncio.create_task(status.watch_tunnels(), name="tunnels"))
     if settings.plugin_path:
         handover = Handover(
             service=service,

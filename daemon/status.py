@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.state import State
-from pyvxlan.daemon.tunnels import Tunnel, read_tunnels
+from pyvxlan.daemon.tunnels import LOOK_S, Tunnel, changes, read_tunnels
 
 COUNTERS = (
     "egress_frames",
@@ -301,6 +303,18 @@ class Status:
     async def peers_document(self) -> list[Document]:
         """Gives the document of `GET /v1/peers`."""
         return [tunnel.document() for tunnel in (await self.reading()).tunnels]
+
+    async def watch_tunnels(self) -> None:
+        """Notes events when tunnels are lost, come back, become narrow or wide; never ends."""
+        before: tuple[Tunnel, ...] = ()
+        while True:
+            with contextlib.suppress(DataplaneError):
+                stats: Mapping[str, Any] = await self._dataplane.stats()
+                now = self._tunnels(stats.get("tunnels", {}))
+                for kind, text in changes(before, now):
+                    self._events.note(kind, text)
+                before = now
+            await asyncio.sleep(LOOK_S)
 
     def _tunnels(self, tunnels: Mapping[str, Mapping[str, Any]]) -> tuple[Tunnel, ...]:
         return read_tunnels(

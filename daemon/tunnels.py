@@ -19,6 +19,8 @@ Document: TypeAlias = dict[str, Any]
 
 UP, LOST, SILENT, OFF = "up", "lost", "silent", "off"
 """Answered lately; answered once but not now; never; not asked."""
+LOOK_S = 5.0
+"""Time between two looks for what has changed."""
 TUNNELS_PER_S = 1000
 """The forwarder probes no more, and so some later if there are more."""
 COUNTERS = ("sent", "answered", "lost", "reordered", "narrowed")
@@ -118,6 +120,30 @@ def read_tunnels(
     return tuple(sorted(found, key=lambda tunnel: (tunnel.host, tunnel.vtep)))
 
 
+def changes(before: Iterable[Tunnel], now: Iterable[Tunnel]) -> list[tuple[str, str]]:
+    """Tells what has become of tunnels between two readings: kinds of events, and texts."""
+    found = []
+    known = {tunnel.vtep: tunnel for tunnel in before}
+    for tunnel in now:
+        name, then = _place(tunnel.host, tunnel.vtep), known.get(tunnel.vtep)
+        was_lost, was_narrow = (then.state == LOST, then.narrow) if then else (False, False)
+        if tunnel.state == LOST and not was_lost:
+            found.append(("tunnel_lost", f"to {name}"))
+        elif tunnel.state == UP and was_lost:
+            found.append(("tunnel_back", f"to {name}"))
+        if tunnel.narrow and not was_narrow:
+            found.append(
+                (
+                    "tunnel_narrow",
+                    f"to {name}: packets of {tunnel.path_mtu_bytes} bytes get through, of "
+                    f"{tunnel.needed_mtu_bytes} do not",
+                )
+            )
+        elif was_narrow and not tunnel.narrow:
+            found.append(("tunnel_wide", f"to {name}: packets of {tunnel.needed_mtu_bytes} bytes"))
+    return found
+
+
 def judge(tunnels: Iterable[Document]) -> Finding | None:
     """Says what is wrong with the tunnels of `GET /v1/peers`; None if there are none to judge."""
     probed = [tunnel for tunnel in tunnels if tunnel["state"] != OFF]
@@ -153,7 +179,11 @@ def judge(tunnels: Iterable[Document]) -> Finding | None:
 
 
 def _name(tunnel: Document) -> str:
-    return f"{tunnel['host']} ({tunnel['vtep']})" if tunnel["host"] else str(tunnel["vtep"])
+    return _place(tunnel["host"], tunnel["vtep"])
+
+
+def _place(host: str, vtep: str) -> str:
+    return f"{host} ({vtep})" if host else vtep
 
 
 def quantile(buckets: Sequence[tuple[float, int]], share: float) -> float | None:

@@ -526,8 +526,14 @@ def test_a_host_with_an_old_view_of_the_store_is_named(scene: Scene, whole: Pair
 
 
 def test_a_path_that_swallows_full_frames_is_named(scene: Scene, whole: Pair) -> None:
+    def told() -> list[str]:
+        lines = scene.h1.cli("events", "--format", "json").splitlines()
+        return [json.loads(line)["kind"] for line in lines]
+
     with black_hole(scene, whole):
         said = why(scene.h1, *whole.names)
+        eventually(lambda: "tunnel_narrow" in told(), within_s=30)
+    eventually(lambda: "tunnel_wide" in told(), within_s=40)
     # The forwarder may have found out first: then the container sends nothing longer.
     (found,) = (one for one in (said, *said["also"]) if one["code"] == "mtu")
     assert ("carries less than 1500 bytes" in found["text"]) != said["reachable"], shown(said)

@@ -9,7 +9,7 @@ import pytest
 
 from pyvxlan.daemon import cli_peers
 from pyvxlan.daemon.dataplane.tunnels import Tunnels
-from pyvxlan.daemon.tunnels import Tunnel, judge, quantile, read_tunnels
+from pyvxlan.daemon.tunnels import Tunnel, changes, judge, quantile, read_tunnels
 from tests.unit.test_metrics import HOST2, TUNNEL
 
 
@@ -83,6 +83,26 @@ def test_all_tunnels_are_shown_as_a_matrix() -> None:
         ["h1", "-", "200 us", "lost"],
         ["h2", "200 us, loss 25.0%, mtu 1400", "-", "-"],
         ["h3", "?", "?", "?"],
+    ]
+
+
+def test_what_becomes_of_a_tunnel_is_told_once() -> None:
+    wide, narrow = read(path_mtu_bytes=1500), read()
+    lost = read(path_mtu_bytes=1500, answer_age_ns=60_000_000_000)
+    silent = read(path_mtu_bytes=0, answer_age_ns=-1)
+    assert changes([], [wide, silent]) == []
+    assert changes([wide], [lost]) == [("tunnel_lost", "to host2 (198.18.0.2)")]
+    assert changes([lost], [lost]) == []
+    assert changes([lost], [wide]) == [("tunnel_back", "to host2 (198.18.0.2)")]
+    assert changes([wide], [narrow]) == [
+        (
+            "tunnel_narrow",
+            "to host2 (198.18.0.2): packets of 1400 bytes get through, of 1500 do not",
+        )
+    ]
+    assert changes([narrow], [narrow]) == []
+    assert changes([narrow], [wide]) == [
+        ("tunnel_wide", "to host2 (198.18.0.2): packets of 1500 bytes")
     ]
 
 
