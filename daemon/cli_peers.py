@@ -82,8 +82,8 @@ def _brief(tunnel: Document) -> str:
     words = [seconds(tunnel["round_trip_s"]["p50"])]
     if tunnel["loss"]:
         words.append(f"loss {tunnel['loss']:.1%}")
-    if (path := tunnel["path_mtu_bytes"]) and path < tunnel["needed_mtu_bytes"]:
-        words.append(f"mtu {path}")
+    if _narrow(tunnel):
+        words.append(f"mtu {tunnel['path_mtu_bytes']}")
     return ", ".join(words)
 
 
@@ -98,10 +98,15 @@ def seconds(value: float | None) -> str:
 
 
 def _path_mtu(one: Document) -> str:
-    path, needed = one["path_mtu_bytes"], one["needed_mtu_bytes"]
+    path = one["path_mtu_bytes"]
     if path is None:
         return ""
-    return str(path) if path >= needed else f"{path} of {needed}"
+    return f"{path} of {one['needed_mtu_bytes']}" if _narrow(one) else str(path)
+
+
+def _narrow(one: Document) -> bool:
+    path = one["path_mtu_bytes"]
+    return path is not None and path < one["needed_mtu_bytes"]
 
 
 def _age(age_s: float | None) -> str:
