@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benches.net.__main__ import build_load, load
 from benches.net.peers import Ends, Pyvxlan
-from tests.netns.world import capture, end_capture, tshark
+from tests.netns.captures import capture, end_capture, tshark
 
 STATUS_BAD = "0"
 """`Bad` among tshark's values of a checksum's status (the others: good, unverified, missing)."""

@@ -10,7 +10,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from tests.netns.world import command, inside, offloads_off
+from tests.netns.captures import offloads_off
+from tests.netns.world import command, inside
 
 ETH_P_ALL, SOL_PACKET, PACKET_IGNORE_OUTGOING = 0x0003, 263, 23
 

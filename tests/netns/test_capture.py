@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.world import Container, Host, World, command, eventually, tshark
+from tests.netns.captures import tshark
+from tests.netns.world import Container, Host, World, command, eventually
 
 pytestmark = pytest.mark.root
 

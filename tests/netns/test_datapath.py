@@ -13,17 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.world import (
-    Container,
-    World,
-    capture,
-    end_capture,
-    eventually,
-    inside,
-    socket_in,
-    tshark,
-    world,
-)
+from tests.netns.captures import capture, end_capture, tshark
+from tests.netns.world import Container, World, eventually, inside, socket_in, world
 
 pytestmark = pytest.mark.root
 KERNEL = ("--opt", "datapath=kernel")

@@ -20,7 +20,8 @@ import pytest
 
 import pyvxlan
 from pyvxlan.daemon.config import OFFLOADS, TAP_OFFLOADS
-from tests.netns.world import command, eventually, inside, receive_all, world
+from tests.netns.flows import receive_all
+from tests.netns.world import command, eventually, inside, world
 
 pytestmark = pytest.mark.root
 VNI = 0x1234

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.netns.world import BIN, World, pinging, world
+from tests.netns.flows import pinging
+from tests.netns.world import BIN, World, world
 from tests.servers.kinds import SERVERS
 
 pytestmark = pytest.mark.root

@@ -13,15 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.world import (
-    BIN,
-    Container,
-    World,
-    command,
-    eventually,
-    transfer,
-    world,
-)
+from tests.netns.flows import transfer
+from tests.netns.world import BIN, Container, World, command, eventually, world
 
 pytestmark = pytest.mark.root
 

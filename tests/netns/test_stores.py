@@ -21,15 +21,8 @@ from typing import Any
 import pytest
 
 from pyvxlan.daemon.apiclient import ApiClient
-from tests.netns.world import (
-    BIN,
-    Container,
-    Host,
-    World,
-    eventually,
-    pinging,
-    world,
-)
+from tests.netns.flows import pinging
+from tests.netns.world import BIN, Container, Host, World, eventually, world
 from tests.servers.etcd import EtcdServer
 from tests.servers.process import Server
 

@@ -19,21 +19,10 @@ from typing import Any
 import pytest
 
 from pyvxlan import encap
+from tests.netns.captures import capture, end_capture, offloads_off, tshark
+from tests.netns.flows import flowing, transfer
 from tests.netns.shuffler import shuffling
-from tests.netns.world import (
-    Container,
-    Host,
-    World,
-    capture,
-    end_capture,
-    eventually,
-    flowing,
-    inside,
-    offloads_off,
-    socket_in,
-    transfer,
-    tshark,
-)
+from tests.netns.world import Container, Host, World, eventually, inside, socket_in
 
 pytestmark = pytest.mark.root
 GROUP4, GROUP6, PORT = "239.77.1.2", "ff15::77", 5077
