@@ -23,7 +23,7 @@ from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.state import State
-from pyvxlan.daemon.tunnels import LOOK_S, Tunnel, changes, read_tunnels
+from pyvxlan.daemon.tunnels import LOOK_S, Changes, Tunnel, read_tunnels
 
 COUNTERS = (
     "egress_frames",
@@ -189,6 +189,7 @@ class Status:
         self._events = events
         self._monotonic = monotonic
         self._started = monotonic()
+        self._tunnel_changes = Changes()
 
     async def reading(self) -> Reading:
         """Reads everything now; a forwarder that does not answer counts as none."""
@@ -306,14 +307,12 @@ class Status:
 
     async def watch_tunnels(self) -> None:
         """Notes events when tunnels are lost, come back, become narrow or wide; never ends."""
-        before: tuple[Tunnel, ...] = ()
         while True:
             with contextlib.suppress(DataplaneError):
                 stats: Mapping[str, Any] = await self._dataplane.stats()
-                now = self._tunnels(stats.get("tunnels", {}))
-                for kind, text in changes(before, now):
+                tunnels = self._tunnels(stats.get("tunnels", {}))
+                for kind, text in self._tunnel_changes.tell(tunnels):
                     self._events.note(kind, text)
-                before = now
             await asyncio.sleep(LOOK_S)
 
     def _tunnels(self, tunnels: Mapping[str, Mapping[str, Any]]) -> tuple[Tunnel, ...]:
@@ -322,6 +321,7 @@ class Status:
             {str(host.vtep): host for host in self._state.hosts.values()},
             {network.vni: network.name for network in self._state.networks.values()},
             self._settings.probe_interval_s,
+            self._tunnel_changes.lost,
         )
 
     def _store_state(self) -> str:

@@ -7,7 +7,7 @@ other end may be no pyvxlan, or an older one, and carries frames all the same.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeAlias
@@ -78,6 +78,7 @@ def read_tunnels(
     hosts: Mapping[str, Host],
     networks: Mapping[int, str],
     interval_s: float,
+    lost: Collection[str] = (),
 ) -> tuple[Tunnel, ...]:
     """Reads what the data plane says of its tunnels.
 
@@ -86,6 +87,7 @@ def read_tunnels(
         hosts: Hosts by VTEP.
         networks: Names of networks by VNI.
         interval_s: Time between probes; 0 if there are none.
+        lost: VTEPs that answered a forwarder before this one and were lost then.
     """
     patience_s = 3 * max(1.0, interval_s, len(stats) / TUNNELS_PER_S)
     found = []
@@ -95,7 +97,7 @@ def read_tunnels(
         if interval_s == 0:
             state = OFF
         elif age_s is None:
-            state = SILENT
+            state = LOST if vtep in lost else SILENT
         else:
             state = UP if age_s <= patience_s else LOST
         host = hosts.get(vtep)
@@ -120,28 +122,34 @@ def read_tunnels(
     return tuple(sorted(found, key=lambda tunnel: (tunnel.host, tunnel.vtep)))
 
 
-def changes(before: Iterable[Tunnel], now: Iterable[Tunnel]) -> list[tuple[str, str]]:
-    """Tells what has become of tunnels between two readings: kinds of events, and texts."""
-    found = []
-    known = {tunnel.vtep: tunnel for tunnel in before}
-    for tunnel in now:
-        name, then = _place(tunnel.host, tunnel.vtep), known.get(tunnel.vtep)
-        was_lost, was_narrow = (then.state == LOST, then.narrow) if then else (False, False)
-        if tunnel.state == LOST and not was_lost:
-            found.append(("tunnel_lost", f"to {name}"))
-        elif tunnel.state == UP and was_lost:
-            found.append(("tunnel_back", f"to {name}"))
-        if tunnel.narrow and not was_narrow:
-            found.append(
-                (
-                    "tunnel_narrow",
-                    f"to {name}: packets of {tunnel.path_mtu_bytes} bytes get through, of "
-                    f"{tunnel.needed_mtu_bytes} do not",
-                )
-            )
-        elif was_narrow and not tunnel.narrow:
-            found.append(("tunnel_wide", f"to {name}: packets of {tunnel.needed_mtu_bytes} bytes"))
-    return found
+class Changes:
+    """What has become of tunnels, told once; it outlives the forwarder that found it."""
+
+    def __init__(self) -> None:
+        self.lost: set[str] = set()
+        """VTEPs of tunnels that were lost and are not back."""
+        self._narrow: set[str] = set()
+
+    def tell(self, now: Iterable[Tunnel]) -> list[tuple[str, str]]:
+        """Tells what is new in a reading: kinds of events, and texts."""
+        found = []
+        for tunnel in now:
+            vtep, name = tunnel.vtep, _place(tunnel.host, tunnel.vtep)
+            path, needed = tunnel.path_mtu_bytes, tunnel.needed_mtu_bytes
+            if tunnel.state == LOST and vtep not in self.lost:
+                self.lost.add(vtep)
+                found.append(("tunnel_lost", f"to {name}"))
+            elif tunnel.state == UP and vtep in self.lost:
+                self.lost.remove(vtep)
+                found.append(("tunnel_back", f"to {name}"))
+            if tunnel.narrow and vtep not in self._narrow:
+                self._narrow.add(vtep)
+                text = f"packets of {path} bytes get through, of {needed} do not"
+                found.append(("tunnel_narrow", f"to {name}: {text}"))
+            elif path >= needed and vtep in self._narrow:
+                self._narrow.remove(vtep)
+                found.append(("tunnel_wide", f"to {name}: packets of {needed} bytes"))
+        return found
 
 
 def judge(tunnels: Iterable[Document]) -> Finding | None:

@@ -9,7 +9,7 @@ import pytest
 
 from pyvxlan.daemon import cli_peers
 from pyvxlan.daemon.dataplane.tunnels import Tunnels
-from pyvxlan.daemon.tunnels import Tunnel, changes, judge, quantile, read_tunnels
+from pyvxlan.daemon.tunnels import Changes, Tunnel, judge, quantile, read_tunnels
 from tests.unit.test_metrics import HOST2, TUNNEL
 
 
@@ -90,20 +90,37 @@ def test_what_becomes_of_a_tunnel_is_told_once() -> None:
     wide, narrow = read(path_mtu_bytes=1500), read()
     lost = read(path_mtu_bytes=1500, answer_age_ns=60_000_000_000)
     silent = read(path_mtu_bytes=0, answer_age_ns=-1)
-    assert changes([], [wide, silent]) == []
-    assert changes([wide], [lost]) == [("tunnel_lost", "to host2 (198.18.0.2)")]
-    assert changes([lost], [lost]) == []
-    assert changes([lost], [wide]) == [("tunnel_back", "to host2 (198.18.0.2)")]
-    assert changes([wide], [narrow]) == [
+    changes = Changes()
+    assert changes.tell([silent]) == changes.tell([wide]) == []
+    assert changes.tell([lost]) == [("tunnel_lost", "to host2 (198.18.0.2)")]
+    assert changes.tell([lost]) == []
+    assert changes.tell([wide]) == [("tunnel_back", "to host2 (198.18.0.2)")]
+    assert changes.tell([narrow]) == [
         (
             "tunnel_narrow",
             "to host2 (198.18.0.2): packets of 1400 bytes get through, of 1500 do not",
         )
     ]
-    assert changes([narrow], [narrow]) == []
-    assert changes([narrow], [wide]) == [
-        ("tunnel_wide", "to host2 (198.18.0.2): packets of 1500 bytes")
-    ]
+    assert changes.tell([narrow]) == []
+    assert changes.tell([wide]) == [("tunnel_wide", "to host2 (198.18.0.2): packets of 1500 bytes")]
+
+
+def test_what_was_found_of_a_tunnel_outlives_the_forwarder() -> None:
+    """A new one has at first no tunnels at all, and then has not asked anybody yet."""
+    changes = Changes()
+
+    def tell(**counters: Any) -> tuple[str, list[str]]:
+        stats = {"198.18.0.2": {**TUNNEL, **counters}}
+        tunnels = read_tunnels(stats, {"198.18.0.2": HOST2}, {7: "blue"}, 1.0, changes.lost)
+        return tunnels[0].state, [kind for kind, _ in changes.tell(tunnels)]
+
+    fresh = {"answer_age_ns": -1, "path_mtu_bytes": 0}
+    assert tell(answer_age_ns=10**11) == ("lost", ["tunnel_lost", "tunnel_narrow"])
+    assert changes.tell([]) == []
+    assert tell(**fresh) == ("lost", [])
+    assert tell(path_mtu_bytes=0) == ("up", ["tunnel_back"])
+    assert tell(path_mtu_bytes=1500) == ("up", ["tunnel_wide"])
+    assert tell(**fresh) == ("silent", [])
 
 
 def test_a_narrow_tunnel_is_one_of_which_less_is_known_to_get_through() -> None:
