@@ -54,4 +54,5 @@ def ensure_port(netns: int, wanted: Link) -> None:
             raise NetError(f"{missing} is missing in the overlay namespace; it is made again")
         links.shape(netlink, port, wanted, master=bridge.index)
         sysctl.limit_ipv6(PORT, enabled=wanted.ipv6)
+        links.queue_nothing(netlink, port.index)
         links.activate(netlink, port.index, wanted)

@@ -56,6 +56,7 @@ def test_container_looks_as_the_original_made_it(two_hosts: World) -> None:
     assert {"lo", "br0", "vxlan0"} < set(links)
     assert links["vxlan0"]["master"] == "br0"
     assert links["vxlan0"]["linkinfo"]["info_kind"] == "tun"
+    assert links["vxlan0"]["qdisc"] == "noqueue", "each of 256 disciplines takes 100 kB"
     host_links = two_hosts[1].run("ip", "-brief", "link").stdout
     assert "vxlan0" not in host_links, "the overlay is not visible in the host's namespace"
     container.detach()
