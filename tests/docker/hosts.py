@@ -26,8 +26,9 @@ from typing import Any, TypeVar
 from tests.netns.world import BIN, Host, World, command, eventually
 from tests.servers.etcd import EtcdServer
 
-DOCKER = "/usr/bin/docker"
-"""Debian's; another one may stand before it in the path."""
+ENGINE = Path(os.environ.get("TEST_ENGINE", "/usr/bin"))
+"""Directory with docker, dockerd, docker-proxy: Debian's, or of `tests/servers/dockerd/build`."""
+DOCKER = ENGINE / "docker"
 IMAGE = "busybox"
 CGROUPS = Path("/sys/fs/cgroup")
 START_S = 40
@@ -111,7 +112,7 @@ class DockerHost(Host):
         daemon_json.write_text(json.dumps(self.config))
         self.pyvxlan("docker", "setup", "--file", daemon_json)
         self.dockerd = self._spawn(
-            "dockerd",
+            *("env", f"PATH={ENGINE}:{os.environ['PATH']}", "dockerd"),
             *("--containerd", "/run/containerd.sock", "--data-root", self.directory / "docker"),
             *("--cgroup-parent", self.cgroup, "--config-file", daemon_json),
             log=self.dockerd_log,
