@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from benches.net.__main__ import LOAD, build_load
 from pyvxlan import open_tap, open_underlay, parse_mac
@@ -32,6 +32,8 @@ from pyvxlan.forwarder.protocol import Attachment, TableUpdate
 from tests.netns.test_forwarder import PORT, SIDES, VNI, Process, connect, ip, process
 from tests.netns.world import socket_in
 
+Figures: TypeAlias = dict[str, dict[str, list[float]]]
+"""Values by what they are of, and of whom or when."""
 MB = 1_000_000
 BATCH = 50_000
 BUFFERS_MB = 16
@@ -53,14 +55,14 @@ def main() -> int:
     options = parser.parse_args()
     build_load()
     figures = measured(options.rounds, options.seconds, options.entries, options.networks)
-    for name, value in figures.items():
-        print(f"{name}: {value}")
+    for what, values in figures.items():
+        print(f"{what}: {values}")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
-def measured(rounds: int, seconds: float, entries: int, networks: int) -> dict[str, Any]:
+def measured(rounds: int, seconds: float, entries: int, networks: int) -> Figures:
     """Measures everything; raises AssertionError if a check fails."""
     with namespaces(), tempfile.TemporaryDirectory() as directory:
         figures = asyncio.run(_of_forwarders(Path(directory), rounds, seconds, entries, networks))
@@ -80,7 +82,7 @@ def namespaces() -> Iterator[None]:
 
 async def _of_forwarders(
     directory: Path, rounds: int, seconds: float, entries: int, networks: int
-) -> dict[str, Any]:
+) -> Figures:
     with (
         process(directory / "one.sock") as one,
         process(directory / "two.sock") as two,
@@ -89,17 +91,23 @@ async def _of_forwarders(
             await connect(client, *SIDES)
             await connect(other, *SIDES[::-1])
             both = (one, two)
-            figures: dict[str, Any] = {"MB at the start": _held_mb(both)}
+            start = _held_mb(both)
             under_load = []
             for _ in range(rounds):
                 await asyncio.to_thread(_flood, seconds)
                 await asyncio.to_thread(_load, "tcp", 4, seconds)
                 under_load.append(_held_mb(both))
-            figures["MB after each round of load"] = under_load
-            _check_flat(figures["MB at the start"], under_load)
-            figures |= await _per_entry(client, one, entries)
-            figures |= await _per_network(client, one, networks)
-            return figures
+            _check_flat(start, under_load)
+            each, full_mb = await _per_entry(client, one, entries)
+            return {
+                "memory of a forwarder, MB": {
+                    "at the start": start,
+                    "after a round of load": [held for both in under_load for held in both],
+                    f"with {_count(entries)} table entries": [full_mb],
+                },
+                "memory per table entry, bytes": {"pyvxlan": [each]},
+                "memory per network, kB": {"pyvxlan": [await _per_network(client, one, networks)]},
+            }
 
 
 def _held_mb(forwarders: tuple[Process, ...]) -> list[float]:
@@ -141,7 +149,9 @@ def _load(kind: str, *arguments: object) -> None:
     )
 
 
-async def _per_entry(client: ForwarderClient, forwarder: Process, entries: int) -> dict[str, Any]:
+async def _per_entry(
+    client: ForwarderClient, forwarder: Process, entries: int
+) -> tuple[float, float]:
     """Fills the table by messages of `BATCH`; what one message takes is reused, and not counted."""
     before = 0
     for first in range(0, entries, BATCH):
@@ -152,10 +162,10 @@ async def _per_entry(client: ForwarderClient, forwarder: Process, entries: int) 
     assert stats.networks[VNI]["fdb_entries"] == entries + 1  # that of the other side
     each = (_held(forwarder) - before) / (entries - BATCH)
     assert each < 100, f"{each} bytes per entry"
-    return {"bytes per entry": round(each, 1), "MB in all": round(_held(forwarder) / MB, 1)}
+    return round(each, 1), round(_held(forwarder) / MB, 1)
 
 
-async def _per_network(client: ForwarderClient, forwarder: Process, count: int) -> dict[str, Any]:
+async def _per_network(client: ForwarderClient, forwarder: Process, count: int) -> float:
     before = _held(forwarder)
     netns = os.open(f"/run/netns/{SIDES[0].netns}", os.O_RDONLY)
     for vni in range(VNI + 1, VNI + 1 + count):
@@ -164,10 +174,10 @@ async def _per_network(client: ForwarderClient, forwarder: Process, count: int) 
         for queue in queues:
             os.close(queue)
     os.close(netns)
-    return {"kB per network": round((_held(forwarder) - before) / count / 1000, 1)}
+    return round((_held(forwarder) - before) / count / 1000, 1)
 
 
-def _updates(seconds: float, entries: int) -> dict[str, Any]:
+def _updates(seconds: float, entries: int) -> Figures:
     """Moves entries in batches for some seconds while datagrams cross; none may be lost."""
     with ExitStack() as stack:
         engines = []
@@ -191,10 +201,14 @@ def _updates(seconds: float, entries: int) -> dict[str, Any]:
         for batch in batches[: len(batches) // 2]:
             engines[0].apply(VNI, batch, [])
         with Stream() as stream:
-            done, turn, begin = 0, len(batches) // 2, time.perf_counter()
-            while (spent := time.perf_counter() - begin) < seconds:
-                engines[0].apply(VNI, batches[turn % len(batches)], [])
-                done += len(batches[turn % len(batches)])
+            rates: list[float] = []
+            turn, now = len(batches) // 2, time.perf_counter()
+            end = now + seconds
+            while now < end:
+                begin, batch = now, batches[turn % len(batches)]
+                engines[0].apply(VNI, batch, [])
+                now = time.perf_counter()
+                rates.append(round(len(batch) / (now - begin)))
                 turn += 1
         assert stream.sent > 100 * seconds, f"only {stream.sent} datagrams were sent meanwhile"
         assert stream.received == stream.sent, f"{stream.received} of {stream.sent} arrived"
@@ -202,8 +216,8 @@ def _updates(seconds: float, entries: int) -> dict[str, Any]:
         assert len(fdb) == entries + 1
         assert {*batches[(turn - 1) % len(batches)]} <= {*fdb}
         return {
-            f"entries moved a second in {entries}, batches of {BATCH}": round(done / spent),
-            "datagrams meanwhile, none lost": stream.sent,
+            f"table entries moved a second, of {_count(entries)}": {"pyvxlan": rates},
+            "datagrams that crossed meanwhile, none lost": {"pyvxlan": [stream.sent]},
         }
 
 
@@ -254,6 +268,10 @@ class Stream:
     def _take(self) -> None:
         self._receiver.recv(100)
         self.received += 1
+
+
+def _count(entries: int) -> str:
+    return "a million" if entries == MB else f"{entries:,}"
 
 
 def _mac(number: int) -> bytes:

@@ -1,30 +1,48 @@
-"""One table of all micro-benchmarks, with ratios; `scripts/bench` prints it.
+"""One table of everything that was measured; `scripts/bench` prints it at its end.
 
-    python -m benches.summary [--save DIRECTORY] [--pytest FILE] [--criterion DIRECTORY]
+    python -m benches.summary [--criterion DIRECTORY] [--pytest FILE] [--memory FILE] [--net FILE]
+                              [--goals] [--save DIRECTORY]
 
-Each line is the median of one benchmark, how many times that of the quickest in its group it is,
-and how many times that of the run before on this machine. `DIRECTORY`
-keeps the medians of every run.
+A line is one thing that was measured of one of those that were: median, lowest and highest, its
+ratio to one of the others, what processors spent meanwhile, what is aimed at and whether it is
+reached, and its ratio to the run before on this machine. `DIRECTORY` keeps every run, with the same
+in it, as JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
+import math
+import os
+import platform
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benches.goals import GOALS, Goal
+from benches.net.report import FIGURES, LOSS
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The median time of one benchmark."""
+    """One line: what was measured (`group`) of whom (`name`)."""
 
     group: str
     name: str
-    median_s: float
+    median: float
+    lowest: float
+    highest: float
+    unit: str = ""
+    """`s` if it is a time; else the group or name says it."""
+    base: str = ""
+    """Name of the one in the group that ratios are taken to; else they are to the quickest."""
+    cpu_s: float | None = None
+    cpu_for: str = ""
 
     @property
     def key(self) -> str:
@@ -32,85 +50,221 @@ class Result:
         return f"{self.group} | {self.name}"
 
 
-def read_pytest(path: Path) -> Iterator[Result]:
-    """Reads what `pytest --benchmark-json` wrote."""
-    for one in json.loads(path.read_text("utf-8"))["benchmarks"]:
-        yield Result(one["group"] or "", one["name"].removeprefix("test_"), one["stats"]["median"])
+def of_values(group: str, name: str, values: Sequence[float], **more: Any) -> Result:
+    """The result of several values of one thing."""
+    return Result(group, name, median(values), min(values), max(values), **more)
 
 
 def read_criterion(directory: Path) -> Iterator[Result]:
     """Reads the newest results that criterion keeps, one directory a benchmark."""
     for path in sorted(directory.glob("**/new/benchmark.json")):
         about = json.loads(path.read_text("utf-8"))
-        estimates = json.loads((path.parent / "estimates.json").read_text("utf-8"))
-        name = about["full_id"].removeprefix(f"{about['group_id']}/")
-        median_ns = estimates["median"]["point_estimate"]
-        yield Result(f"rust {about['group_id']}", name, median_ns * 1e-9)
+        sample = json.loads((path.parent / "sample.json").read_text("utf-8"))
+        median_ns = json.loads((path.parent / "estimates.json").read_text("utf-8"))["median"]
+        each_ns = [ns / n for ns, n in zip(sample["times"], sample["iters"], strict=True)]
+        group, _, name = about["full_id"].partition("/")
+        yield Result(
+            f"rust {group}",
+            name,
+            median_ns["point_estimate"] * 1e-9,
+            min(each_ns) * 1e-9,
+            max(each_ns) * 1e-9,
+            "s",
+        )
 
 
-def table(results: Sequence[Result], before: Mapping[str, float]) -> str:
-    """Lays out results by group, with ratios to the quickest of the group and to `before`."""
-    groups: dict[str, list[Result]] = defaultdict(list)
+def read_pytest(path: Path) -> Iterator[Result]:
+    """Reads what `pytest --benchmark-json` wrote."""
+    for one in json.loads(path.read_text("utf-8"))["benchmarks"]:
+        name, stats = one["name"].removeprefix("test_"), one["stats"]
+        yield Result(one["group"] or "", name, stats["median"], stats["min"], stats["max"], "s")
+
+
+def read_memory(path: Path) -> Iterator[Result]:
+    """Reads what `benches.memory` wrote: values by what and whose; ratios are to the first."""
+    for group, members in json.loads(path.read_text("utf-8")).items():
+        for name, values in members.items():
+            yield of_values(group, name, values, base=next(iter(members)))
+
+
+def read_net(written: Mapping[str, Any]) -> Iterator[Result]:
+    """Reads what `benches.net` wrote: samples, and which peer ratios are to."""
+    by_place: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for sample in written["samples"]:
+        by_place[sample["picture"], sample["measurement"], sample["peer"]].append(sample)
+    for picture in dict.fromkeys(place[0] for place in by_place):
+        for figure in FIGURES:
+            for place, samples in by_place.items():
+                if place[:2] == (picture, figure.measurement):
+                    yield of_values(
+                        f"{picture}: {figure.title}",
+                        place[2],
+                        [figure.read(sample) for sample in samples],
+                        base=written["against"],
+                        cpu_s=figure.cpu_s and median(map(figure.cpu_s, samples)),
+                        cpu_for=figure.cpu_for,
+                    )
+
+
+def lines(results: Iterable[Result], before: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Every result by group, with its ratios, one of them to its median in `before`, and goals."""
+    groups: dict[str, dict[str, Result]] = defaultdict(dict)
     for result in results:
-        groups[result.group].append(result)
-    rows = [("group", "benchmark", "median", "of the quickest", "of the run before")]
-    for group, members in groups.items():
-        quickest_s = min(member.median_s for member in members)
-        for member in sorted(members, key=lambda one: one.median_s):
-            earlier_s = before.get(member.key)
-            rows.append(
-                (
-                    group,
-                    member.name,
-                    shown(member.median_s),
-                    f"x{member.median_s / quickest_s:.2f}" if len(members) > 1 else "",
-                    f"x{member.median_s / earlier_s:.2f}" if earlier_s else "",
-                )
-            )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
-def shown(seconds: float) -> str:
-    """Shows a time with three digits and its unit."""
-    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
-        if seconds * scale >= 1:
-            return f"{seconds * scale:.3g} {unit}"
-    return f"{seconds * 1e9:.3g} ns"
-
-
-def latest(directory: Path) -> Mapping[str, float]:
-    """Gives the medians of the last run that was saved; none before the first."""
-    saved = sorted(directory.glob("*.json"))
-    found: dict[str, float] = json.loads(saved[-1].read_text("utf-8")) if saved else {}
+        groups[result.group][result.name] = result
+    found = []
+    for members in groups.values():
+        quickest = min(members.values(), key=lambda one: one.median)
+        for one in sorted(members.values(), key=lambda one: 0 if one.base else one.median):
+            base = members.get(one.base or quickest.name) if len(members) > 1 else None
+            line = {**asdict(one), "base": base and base.name}
+            line["ratio"] = one.median / base.median if base and base.median else None
+            line["before"] = one.median / before[one.key] if before.get(one.key) else None
+            line["goals"] = [
+                _reached(goal, one, members)
+                for goal in GOALS
+                if (goal.group, goal.name) == (one.group, one.name)
+            ]
+            found.append(line)
     return found
 
 
-def save(directory: Path, results: Sequence[Result]) -> None:
-    """Keeps the medians of this run, and of each that it lacks the last one."""
-    medians = {**latest(directory), **{result.key: result.median_s for result in results}}
-    directory.mkdir(parents=True, exist_ok=True)
-    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    (directory / f"{name}.json").write_text(json.dumps(medians, indent=2), "utf-8")
+def _reached(goal: Goal, one: Result, members: Mapping[str, Result]) -> dict[str, Any]:
+    """What a goal asks, and what was reached; that is None if the other one was not measured."""
+    reached = None
+    if not goal.of:
+        reached = one.median
+    elif goal.of in members and members[goal.of].median:
+        reached = one.median / members[goal.of].median
+    met = None if reached is None else goal.met(reached)
+    asked = {"of": goal.of, "bound": goal.bound, "most": goal.most}
+    return {**asked, "reached": reached, "met": met}
+
+
+HEADER = ("what", "of", "median", "lowest-highest", "ratio", "CPU s", "goal", "run before")
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Lays out lines, without the columns that have nothing."""
+    rows, group = [HEADER], None
+    for line in found:
+        spread = [shown(line[end], line["unit"]) for end in ("lowest", "highest")]
+        rows.append(
+            (
+                line["group"] if line["group"] != group else "",
+                line["name"],
+                shown(line["median"], line["unit"]),
+                "-".join(spread) if line["lowest"] != line["highest"] else "",
+                _times(line["ratio"]),
+                f"{shown(line['cpu_s'])} per {line['cpu_for']}" if line["cpu_s"] else "",
+                "; ".join(map(_goal, line["goals"])),
+                _times(line["before"]),
+            )
+        )
+        group = line["group"]
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    laid = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in zip(*columns, strict=True)
+    ]
+    laid.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(laid)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"x{ratio:.2f}"
+
+
+def _goal(goal: Mapping[str, Any]) -> str:
+    of = f" x {goal['of']}" if goal["of"] else ""
+    said = f"{'at most' if goal['most'] else 'at least'} {shown(goal['bound'])}{of}: "
+    if goal["reached"] is None:
+        return f"{said}not measured"
+    return f"{said}{shown(goal['reached'])}, {'reached' if goal['met'] else 'MISSED'}"
+
+
+def shown(value: float, unit: str = "") -> str:
+    """Shows a value with three digits or all before the point; a time with its unit."""
+    if unit == "s":
+        unit, scale = next(
+            (each for each in (("s", 1.0), ("ms", 1e3), ("us", 1e6)) if value * each[1] >= 1),
+            ("ns", 1e9),
+        )
+        return f"{shown(value * scale)} {unit}"
+    digits = 2 - math.floor(math.log10(abs(value))) if value else 0
+    text = f"{value:,.{max(digits, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def machine() -> dict[str, Any]:
+    """What this machine is."""
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "kernel": platform.release(),
+        "processors": os.cpu_count(),
+        "model": models[0] if models else platform.machine(),
+        "python": platform.python_version(),
+    }
+
+
+def latest(directory: Path) -> Mapping[str, float]:
+    """Gives the last median of each line that was saved; none before the first run."""
+    found = {}
+    for path in sorted(directory.glob("*.json")):
+        for line in json.loads(path.read_text("utf-8"))["results"]:
+            found[f"{line['group']} | {line['name']}"] = line["median"]
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table of what is named, and saves it if asked to."""
     parser = argparse.ArgumentParser(prog="benches.summary")
-    parser.add_argument("--save", type=Path)
-    parser.add_argument("--pytest", type=Path)
     parser.add_argument("--criterion", type=Path)
+    parser.add_argument("--pytest", type=Path)
+    parser.add_argument("--memory", type=Path)
+    parser.add_argument("--net", type=Path)
+    parser.add_argument("--goals", action="store_true", help="only the lines that have a goal")
+    parser.add_argument("--save", type=Path)
     given = parser.parse_args(arguments)
-    results = [*(read_criterion(given.criterion) if given.criterion else ())]
-    results += read_pytest(given.pytest) if given.pytest else ()
-    print(table(results, latest(given.save) if given.save else {}))
+    results: list[Result] = []
+    for read, path in (
+        (read_criterion, given.criterion),
+        (read_pytest, given.pytest),
+        (read_memory, given.memory),
+    ):
+        results += read(path) if path else ()
+    net = json.loads(given.net.read_text("utf-8")) if given.net else {}
+    results += read_net(net) if net else ()
+    now = datetime.now(UTC)
+    run = {
+        "date": now.isoformat(timespec="seconds"),
+        "machine": machine(),
+        "left_out": net.get("left_out", {}),
+        "results": lines(results, latest(given.save) if given.save else {}),
+    }
+    print(
+        "{date:.10}, Linux {kernel}, {processors} processors ({model})\n".format(
+            **run, **run["machine"]
+        )
+    )
+    print(table([line for line in run["results"] if line["goals"] or not given.goals]))
+    print(f"\n{LEGEND}")
+    for peer, needs in run["left_out"].items():
+        print(f"left out: {peer}, which needs {', '.join(needs)}")
     if given.save:
-        save(given.save, results)
+        given.save.mkdir(parents=True, exist_ok=True)
+        path = given.save / f"{now:%Y%m%dT%H%M%S.%f}.json"
+        path.write_text(json.dumps(run, indent=1) + "\n", "utf-8")
+        print(f"for machines: {path}")
+
+
+LEGEND = f"""\
+ratio: to the line of x1.00; nic: at most 1500 bytes a frame, veth: super-packets cross uncut;
+UDP at a loss of at most {LOSS:.1%} if not flat out"""
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Measures peers in turn and prints one table, with ratios to the kernel's vxlan device."""
+"""Measures peers in turn and prints their table, with ratios to the kernel's vxlan device."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,8 +14,9 @@ from typing import Any
 
 from benches.net import peers as known
 from benches.net.peers import Ends, Peer
-from benches.net.report import measurements, table
+from benches.net.report import measurements
 from benches.net.site import PICTURES
+from benches.summary import lines, read_net, table
 
 ROOT = Path(__file__).parents[2]
 LOAD = ROOT / "target" / "release" / "examples" / "net-load"
@@ -28,7 +27,7 @@ def main() -> int:
     options = _options()
     if os.geteuid() != 0:
         sys.exit("needs root: it makes network namespaces")
-    classes = _peers(options)
+    classes, left_out = _peers(options)
     build_load()
     samples: list[dict[str, Any]] = []
     if options.json and options.append and options.json.exists():
@@ -49,15 +48,14 @@ def main() -> int:
                         samples.append(sample | _measured(peer, arguments))
                         print(_line(samples[-1]), file=sys.stderr, flush=True)
     result = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "kernel": platform.release(),
-        "processors": os.cpu_count(),
         "seconds": options.seconds,
+        "against": options.against,
+        "left_out": left_out,
         "samples": samples,
     }
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(samples, against=options.against))
+    print(table(lines(read_net(result), {})))
     return 0
 
 
@@ -98,12 +96,15 @@ def _words(text: str) -> list[str]:
     return [word for word in text.split(",") if word]
 
 
-def _peers(options: argparse.Namespace) -> dict[str, type[Peer]]:
+def _peers(options: argparse.Namespace) -> tuple[dict[str, type[Peer]], dict[str, list[str]]]:
+    """The peers to measure, and what those need that can't be."""
     chosen: dict[str, type[Peer]] = {}
+    left_out: dict[str, list[str]] = {}
     for name in options.peers:
         if name not in known.PEERS:
             sys.exit(f"--peers: no {name}; there are {list(known.PEERS)}")
         if missing := known.PEERS[name].missing():
+            left_out[name] = missing
             print(f"left out: {name}, which needs {', '.join(missing)}", file=sys.stderr)
         else:
             chosen[name] = known.PEERS[name]
@@ -112,7 +113,7 @@ def _peers(options: argparse.Namespace) -> dict[str, type[Peer]]:
         directory, *flags = where.split(",")
         programs = Path(directory) if directory else Path(sys.executable).parent
         chosen[name] = known.another(name, programs, *flags)
-    return chosen
+    return chosen, left_out
 
 
 @contextlib.contextmanager
