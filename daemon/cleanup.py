@@ -24,6 +24,7 @@ from pyvxlan.daemon.endpoints import Endpoints
 from pyvxlan.daemon.errors import DaemonError, InvalidError
 from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.kv.open import open_store
+from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import Host
@@ -49,8 +50,13 @@ DIRECTORIES = ("endpoints", "withdrawn", "netns")
 NOWHERE = IPv4Address("0.0.0.0")
 
 
-async def clean_up(settings: Settings) -> Sequence[str]:
+async def clean_up(settings: Settings, *, store_given: bool = True) -> Sequence[str]:
     """Removes everything; returns what could not be, each in a line for people.
+
+    Args:
+        settings: Where the daemon's directories are, and its store.
+        store_given: Whether somebody named that store for this; else the one is meant that this
+            host's daemon used last, whatever it was started with.
 
     Raises:
         ConflictError: A daemon runs here; nothing was removed.
@@ -62,7 +68,9 @@ async def clean_up(settings: Settings) -> Sequence[str]:
         local = LocalRecords(settings.state_dir)
         try:
             await _remove_from_kernel(settings, local, failures)
-            await _tried("withdraw from the store", _withdraw(settings, local), failures)
+            url = "" if store_given else local.last_store
+            withdrawal = _withdraw(url or local.store_for(settings.store), local)
+            await _tried("withdraw from the store", withdrawal, failures)
             if not failures:
                 for endpoint_id in list(local.endpoints):
                     local.remove(endpoint_id)
@@ -85,9 +93,13 @@ async def _remove_from_kernel(settings: Settings, local: LocalRecords, failures:
         await net.close()
 
 
-async def _withdraw(settings: Settings, local: LocalRecords) -> None:
-    """Removes this host's endpoints, then its own records."""
-    store = ClusterStore(await open_store(local.store_for(settings.store)))
+async def _withdraw(url: str, local: LocalRecords) -> None:
+    """Removes this host's endpoints, then its own records, from a store unless that is gone."""
+    path = parse_url(url).path
+    if path is not None and not path.exists():
+        log.info("nothing to withdraw store=%s cause=there is no such file", url)
+        return
+    store = ClusterStore(await open_store(url))
     try:
         host = await _recorded_host(store, local.host_id)
         state = State(store, host)

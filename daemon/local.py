@@ -226,10 +226,15 @@ class LocalRecords:
 
     def remember_store(self, configured: str, url: str) -> None:
         """Keeps where the cluster of the configured store is, so that this one may be gone."""
-        moved = {} if url == configured else {configured: url}
-        if self._host["moved"] != moved:
-            self._host["moved"] = moved
+        found = {"moved": {} if url == configured else {configured: url}, "store": url}
+        if any(self._host[name] != value for name, value in found.items()):
+            self._host |= found
             self._save_host()
+
+    @property
+    def last_store(self) -> str:
+        """URL of the store that a daemon of this host used last; empty if that is not known."""
+        return str(self._host["store"])
 
     @property
     def gateway_addresses(self) -> Set[IPv4Address]:
@@ -303,13 +308,15 @@ class LocalRecords:
             "sysctls": {},
             "cluster": "",
             "moved": {},
+            "store": "",
         }
         path = self._dir / "host.json"
         try:
             stored = json.loads(path.read_bytes())
             host = fresh | {key: stored[key] for key in fresh if key in stored}
             int(host["netns_counter"])
-            host["cluster"] = str(host["cluster"])
+            for name in ("cluster", "store"):
+                host[name] = str(host[name])
             for name in ("netns", "sysctls", "moved"):
                 host[name] = {str(key): str(value) for key, value in host[name].items()}
             for netns in host["netns"].values():

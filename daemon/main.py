@@ -156,7 +156,7 @@ def _command(
         return _fail("must run as root, since it makes namespaces and links: try sudo", 1)
     _set_up_log(settings.log_level)
     if cleanup:
-        return _report(asyncio.run(clean_up(settings)))
+        return _report(asyncio.run(clean_up(settings, store_given="store" in overrides)))
     asyncio.run(serve(settings))
     return 0
 

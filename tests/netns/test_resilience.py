@@ -273,7 +273,8 @@ def test_cleanup_removes_everything_and_nothing_else() -> None:
         refused = host.run(BIN / "pyvxlan-daemon", *host.daemon_args(), "--cleanup", check=False)
         assert refused.returncode != 0, "a running daemon is not pulled away"
         host.stop()
-        host.cleanup()
+        directories = ("--run-dir", host.run_dir, "--state-dir", host.state_dir)
+        host.run(BIN / "pyvxlan-daemon", *directories, "--cleanup")  # knows the store by itself
         assert snapshot(host.netns) == before
         assert pair.one.run("ip", "-brief", "link").split()[0] == "lo"
         assert len(pair.one.run("ip", "-brief", "link").splitlines()) == 1

@@ -166,6 +166,8 @@ def test_store_that_the_cluster_left_stays_left(tmp_path: Path) -> None:
     again = LocalRecords(tmp_path)
     assert again.store_for("etcd://h1") == "zk://h2"
     assert again.store_for("etcd://h3") == "etcd://h3"
+    assert again.last_store == "zk://h2"
     again.remember_store("etcd://h1", "etcd://h1")
     assert again.store_for("etcd://h1") == "etcd://h1"
+    assert again.last_store == "etcd://h1"
     again.close()

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from pyvxlan.daemon import cleanup, rundir
 from pyvxlan.daemon import main as daemon
-from pyvxlan.daemon import rundir
 from pyvxlan.daemon.cleanup import clean_up
 from pyvxlan.daemon.config import SETTINGS, Settings, flag
 from pyvxlan.daemon.errors import ConfigError, ConflictError
 from pyvxlan.daemon.kv.url import KINDS, OPTIONS
+from pyvxlan.daemon.local import LocalRecords
 
 
 def run(*args: str, environ: dict[str, str] | None = None) -> int:
@@ -143,6 +144,13 @@ async def test_cleanup_of_nothing_makes_nothing(tmp_path: Path) -> None:
     settings = Settings(run_dir=tmp_path / "run", state_dir=tmp_path / "state")
     assert await clean_up(settings) == []
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_cleanup_makes_no_store_to_withdraw_from(tmp_path: Path) -> None:
+    local = LocalRecords(tmp_path / "state")
+    await cleanup._withdraw(f"sqlite://{tmp_path}/none/store.db", local)
+    local.close()
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("abstract", [False, True])
