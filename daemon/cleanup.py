@@ -121,7 +121,7 @@ async def _recorded_host(store: Store, host_id: str) -> Host:
     with contextlib.suppress(InvalidError):
         if item:
             return records.parse_host(host_id, item.value)
-    return Host(host_id, "", NOWHERE, 0, "", "")
+    return Host(host_id, "", NOWHERE, 0, "")
 
 
 async def _tried(what: str, work: Awaitable[None], failures: list[str]) -> None:

@@ -83,7 +83,6 @@ def host_document(host: Host, *, alive: bool, is_self: bool) -> Document:
         "vtep": str(host.vtep),
         "port": host.port,
         "version": host.version,
-        "incarnation": host.incarnation,
         "alive": alive,
         "self": is_self,
     }

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -270,7 +269,6 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         name=settings.host_name or socket.gethostname(),
         vtep=await net.detect_advertise(settings.advertise),
         port=settings.port,
-        incarnation=secrets.token_hex(16),
         version=__version__,
         peer=Peer(port, identity.certificate) if identity else None,
     )

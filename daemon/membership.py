@@ -23,7 +23,7 @@ from pyvxlan.daemon.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from pyvxlan.daemon.kv import ABSENT, Check, Delete, Session, Store, Write
+from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Session, Store, Write
 from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import Host
 from pyvxlan.daemon.state import State
@@ -56,6 +56,8 @@ class Membership:
         self._store = store
         self._state = state
         self._host = host
+        self._incarnation = secrets.token_hex(16)
+        """Tells this process from those before it."""
         self._session: Session | None = None
         self._token: Revision | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -230,21 +232,26 @@ class Membership:
                 )
 
     async def _publish(self, session: Session) -> None:
-        host = self._host
+        """Writes the session, and of the records what is not so already.
+
+        Every host is told of each write, so thousands that start again should make one each.
+        """
+        host, value, own = self._host, records.emit_host(self._host), records.emit(self._host.id)
+        alive = records.emit({"inc": self._incarnation})
         for _ in range(ATTEMPTS):
-            checks: list[Check] = []
-            ops: list[Write | Delete] = [
-                Write(records.host_key(host.id), records.emit_host(host)),
-                Write(records.vtep_key(host.vtep), records.emit(host.id)),
-                Write(
-                    records.alive_key(host.id), records.emit({"inc": host.incarnation}), bound=True
-                ),
-            ]
+            ops: list[Write | Delete] = [Write(records.alive_key(host.id), alive, bound=True)]
             claim = await self._store.get(records.vtep_key(host.vtep))
             if claim:
                 await self._check_claim(records.parse_claim(claim.value))
-            checks.append(Check(records.vtep_key(host.vtep), claim.revision if claim else ABSENT))
-            await self._release_former_vtep(checks, ops)
+            checks = [Check(records.vtep_key(host.vtep), claim.revision if claim else ABSENT)]
+            if claim is None or claim.value != own:
+                ops.append(Write(records.vtep_key(host.vtep), own))
+            found = await self._store.get(records.host_key(host.id))
+            if found and found.value == value:
+                checks.append(Check(found.key, found.revision))
+            else:
+                ops.append(Write(records.host_key(host.id), value))
+                await self._release_former_vtep(found, checks, ops)
             try:
                 await self._store.txn(checks, ops, session=session)
             except StoreConflictError:
@@ -275,13 +282,14 @@ class Membership:
             )
         log.warning("vtep retaken vtep=%s from=%s", host.vtep, owner)
 
-    async def _release_former_vtep(self, checks: list[Check], ops: list[Write | Delete]) -> None:
-        """Adds the removal of the claim on the address that this host had before."""
-        item = await self._store.get(records.host_key(self._host.id))
-        if item is None:
+    async def _release_former_vtep(
+        self, found: Item | None, checks: list[Check], ops: list[Write | Delete]
+    ) -> None:
+        """Adds the removal of the claim on the address that this host's record names, if any."""
+        if found is None:
             return
         try:
-            former = records.parse_host(self._host.id, item.value).vtep
+            former = records.parse_host(self._host.id, found.value).vtep
         except InvalidError:
             return
         claim = (

@@ -81,7 +81,6 @@ class Host:
     name: str
     vtep: Address
     port: int
-    incarnation: str
     version: str
     peer: Peer | None = None
     """None if its daemon answers no questions."""

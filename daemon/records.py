@@ -384,7 +384,6 @@ def emit_host(host: Host) -> bytes:
             "name": host.name,
             "vtep": str(host.vtep),
             "port": host.port,
-            "inc": host.incarnation,
             "ver": host.version,
             "caps": [],
         }
@@ -412,7 +411,6 @@ def parse_host(host_id: str, value: bytes) -> Host:
         name=_text(record, "name"),
         vtep=vtep,
         port=_integer(record, "port", 1, 65535),
-        incarnation=_text(record, "inc"),
         version=_text(record, "ver"),
         peer=_peer(record),
     )

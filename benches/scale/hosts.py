@@ -77,7 +77,7 @@ def network_id(number: int) -> str:
 
 def model_host(number: int) -> Host:
     vtep = ip_address("198.18.0.0") + 1 + number
-    return Host(host_id(number), f"host{number}", vtep, 4789, secrets.token_hex(16), "0.1.0")
+    return Host(host_id(number), f"host{number}", vtep, 4789, "0.1.0")
 
 
 def model_network(number: int) -> Network:

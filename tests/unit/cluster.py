@@ -96,7 +96,6 @@ class Member:
             name=f"host{number}",
             vtep=ip_address(f"198.18.0.{number}"),
             port=4789,
-            incarnation=f"{number:032x}",
             version="0.1.0",
         )
         self.mirror = mirror

@@ -34,7 +34,7 @@ def hex_id(number: int) -> str:
 def host(number: int = 1) -> Host:
     """Host 1 is this one."""
     vtep = ip_address(f"198.18.0.{number}")
-    return Host(hex_id(0xB00 + number), f"host{number}", vtep, 4789, "", "0.1.0")
+    return Host(hex_id(0xB00 + number), f"host{number}", vtep, 4789, "0.1.0")
 
 
 def network(number: int = 1, *, ipv6: bool = False, **fields: object) -> Network:

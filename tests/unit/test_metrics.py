@@ -56,7 +56,7 @@ TUNNEL: Mapping[str, Any] = {
     "answer_age_ns": 500_000_000,
     "vnis": frozenset({7}),
 }
-HOST2 = Host("2" * 32, "host2", ip_address("198.18.0.2"), 4789, "1", "0.1.0")
+HOST2 = Host("2" * 32, "host2", ip_address("198.18.0.2"), 4789, "0.1.0")
 READING = Reading(
     networks=(
         NetworkReading(

@@ -36,7 +36,7 @@ class Side:
         id_ = f"{number:032x}"
         self.identity: Identity | None = ensure_identity(directory, id_)
         vtep = ip_address(f"127.0.98.{number}")
-        self.host = Host(id_, f"h{number}", vtep, 4789, "", "0.1.0")
+        self.host = Host(id_, f"h{number}", vtep, 4789, "0.1.0")
         self.bound = peering.bind(self.host, 0)
         peer = Peer(self.bound.getsockname()[1], self.identity.certificate)
         self.host = replace(self.host, peer=peer)
@@ -233,7 +233,7 @@ async def test_who_speaks_no_tls_is_cut_off(sides: tuple[Side, Side]) -> None:
 
 
 def test_a_port_that_is_taken_stops_the_start() -> None:
-    host = Host("a" * 32, "h1", ip_address("127.0.98.9"), 4789, "", "")
+    host = Host("a" * 32, "h1", ip_address("127.0.98.9"), 4789, "")
     with socket.socket() as other:
         other.bind((str(host.vtep), 0))
         other.listen()

@@ -68,7 +68,6 @@ hosts = st.builds(
     name=texts,
     vtep=st.one_of(v4, v6),
     port=st.integers(1, 65535),
-    incarnation=texts,
     version=texts,
     peer=st.none() | st.builds(Peer, st.integers(1, 65535), st.binary(max_size=400)),
 )

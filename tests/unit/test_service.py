@@ -707,6 +707,14 @@ async def test_host_that_crashed_registers_again_at_once(cluster: Cluster, one: 
     assert again.membership.token()
 
 
+async def test_host_that_starts_again_writes_its_session_alone(cluster: Cluster, one: Node) -> None:
+    kept = [records.host_key(one.host.id), records.vtep_key(one.host.vtep)]
+    before = [await cluster.store.get(key) for key in kept]
+    await cluster.stop(one)
+    await cluster.start(1)
+    assert [await cluster.store.get(key) for key in kept] == before
+
+
 async def test_lost_session_is_opened_anew(cluster: Cluster, one: Node) -> None:
     token = one.membership.token()
     cluster.time_s += 60

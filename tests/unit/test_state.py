@@ -17,8 +17,8 @@ from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.model import Endpoint, Host, Network, Subnet
 from pyvxlan.daemon.state import State
 
-HOST = Host("b" * 32, "host1", ip_address("198.18.0.1"), 4789, "1" * 32, "0.1.0")
-OTHER = Host("c" * 32, "host2", ip_address("198.18.0.2"), 4789, "2" * 32, "0.1.0")
+HOST = Host("b" * 32, "host1", ip_address("198.18.0.1"), 4789, "0.1.0")
+OTHER = Host("c" * 32, "host2", ip_address("198.18.0.2"), 4789, "0.1.0")
 
 
 def network(number: int, name: str = "") -> Network:
@@ -95,7 +95,7 @@ async def test_moved_host_marks_the_networks_of_its_endpoints(
     await publish(store, HOST, OTHER, network(1), network(2), endpoint(network(1), 2, OTHER))
     await state.start([network(1).id, network(2).id])
     state.take_dirty()
-    moved = Host(OTHER.id, OTHER.name, ip_address("198.18.0.9"), 4789, "3" * 32, "0.1.0")
+    moved = Host(OTHER.id, OTHER.name, ip_address("198.18.0.9"), 4789, "0.1.0")
     await publish(store, moved)
     await state.wait_for(lambda: state.hosts[OTHER.id] == moved)
     assert state.take_dirty() == {network(1).id}
