@@ -13,6 +13,7 @@ HOSTS, NETWORKS, ENDPOINTS = 6, 6, 24
 
 def test_small_cluster_goes_through_every_phase() -> None:
     words = f"--hosts {HOSTS} --networks {NETWORKS} --endpoints {ENDPOINTS} --rate 20 --churn-s 0.5"
+    words += " --processes 2"
     done = subprocess.run(
         [sys.executable, "-m", "benches.scale.simulate", *words.split(), "--json"],
         stdout=subprocess.PIPE,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import random
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +13,7 @@ from functools import cached_property
 from ipaddress import ip_address, ip_interface, ip_network
 from math import gcd
 
+from benches.scale.gauges import rss
 from pyvxlan.daemon import ipam, records
 from pyvxlan.daemon.clusterstore import ClusterStore
 from pyvxlan.daemon.endpoints import Endpoints
@@ -197,6 +200,49 @@ class SimulatedHost:
     def known(self) -> int:
         """How many endpoints it knows, on all hosts."""
         return sum(len(of_one) for of_one in self.state.endpoints.values())
+
+
+async def start_hosts(
+    hosts: dict[int, SimulatedHost],
+    numbers: Iterable[int],
+    size: Size,
+    url: str,
+    seen: Callable[[SimulatedHost, str], None],
+    *,
+    at_once: int,
+    within_s: float,
+    memory: int,
+) -> None:
+    """Starts hosts, some at one time, and adds them to `hosts` by number.
+
+    Raises:
+        MemoryError: This process has more than `memory` bytes by now.
+    """
+    slots = asyncio.Semaphore(at_once)
+
+    async def start(number: int) -> None:
+        async with slots:
+            host = SimulatedHost(number, size.joined[number], url, seen)
+            await host.start(within_s=within_s)
+            hosts[number] = host
+            if rss(os.getpid()) > memory:
+                raise MemoryError(f"{len(hosts)} hosts take more than {memory} bytes")
+
+    async with asyncio.TaskGroup() as group:
+        for number in numbers:
+            group.create_task(start(number))
+
+
+def share_parsing() -> None:
+    """Lets all hosts of this process share what they parse, which no host changes."""
+    for name in ("parse_endpoint", "parse_network", "parse_host"):
+        setattr(records, name, functools.lru_cache(maxsize=None)(getattr(records, name)))
+
+
+async def all_lost(hosts: Iterable[SimulatedHost], within_s: float) -> None:
+    """Returns when no host hears from the store any more."""
+    for host in hosts:
+        await host.state.wait_for(lambda host=host: not host.state.synced, timeout_s=within_s)  # type: ignore[misc]
 
 
 async def in_step(hosts: Iterable[SimulatedHost], within_s: float) -> None:

@@ -1,36 +1,48 @@
-"""Many hosts' control planes in one process, against one real etcd: what a large cluster costs.
+"""Many hosts' control planes against one real etcd: what a large cluster costs.
 
     python -m benches.scale.simulate                                  a small one, in seconds
-    python -m benches.scale.simulate --hosts 1000 --networks 1000 --endpoints 100000
+    python -m benches.scale.simulate --hosts 1000 --networks 1000 --endpoints 100000 --processes 3
 
 Every host has its own connection, session, watches, tables and transactions, as its daemon has;
-there are no containers. Records that many hosts know are parsed once for all of them, or memory
-and time of this process would be the limit; what a host alone takes is measured in a process of
-its own, where nothing is shared. Every phase is bounded in time, and this process in memory.
+there are no containers. Records that many hosts know are parsed once for all of a process, or
+memory and time of the simulator would be the limit; what a host alone takes is measured in a
+process of its own, where nothing is shared. Hosts may be spread over several processes; the
+endpoints that come and go are those of the first one's. Every phase is bounded in time, and the
+simulator in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import functools
 import json
 import logging
-import os
 import random
 import secrets
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benches.scale import gauges
+from benches.scale.crowd import Crowd, summary
 from benches.scale.gauges import Gauge
-from benches.scale.hosts import SimulatedHost, Size, in_step, network_id, records_of
+from benches.scale.hosts import (
+    SimulatedHost,
+    Size,
+    all_lost,
+    in_step,
+    network_id,
+    records_of,
+    share_parsing,
+    start_hosts,
+)
 from pyvxlan.daemon import records
+from pyvxlan.daemon.following import REASONS
 from pyvxlan.daemon.kv import ABSENT, Check, Write
 from pyvxlan.daemon.kv.open import open_store
 from pyvxlan.daemon.upkeep.content import fill, open_whole
@@ -80,7 +92,8 @@ class Simulation:
         rate: Endpoints that come and go per second, in `churn`.
         churn_s: For how long.
         phase_s: How long a phase may take.
-        memory: Bytes that this process may use.
+        processes: Over how many processes they are spread.
+        memory: Bytes that these may use.
     """
 
     size: Size
@@ -90,9 +103,13 @@ class Simulation:
     rate: float
     churn_s: float
     phase_s: float
+    processes: int
     memory: int
     figures: list[Figure] = field(default_factory=list)
     hosts: dict[int, SimulatedHost] = field(default_factory=dict)
+    """Those of this process, by number."""
+    crowds: list[Crowd] = field(default_factory=list)
+    """All others."""
     awaited: dict[str, Sighting] = field(default_factory=dict)
     """By network: the endpoint that comes there."""
 
@@ -160,42 +177,52 @@ class Simulation:
     async def start_all(self) -> None:
         """Starts every host."""
         before = gauges.read(self.server)
-        slots = asyncio.Semaphore(self.at_once)
-
-        async def start(number: int) -> None:
-            async with slots:
-                joined = self.size.joined[number]
-                host = SimulatedHost(number, joined, self.server.url, self._seen)
-                await host.start(within_s=self.phase_s)
-                self.hosts[number] = host
-                if gauges.rss(os.getpid()) > self.memory:
-                    raise MemoryError(f"{len(self.hosts)} hosts take more than {self.memory} bytes")
-
+        bounds = [self.running * part // self.processes for part in range(self.processes + 1)]
+        own, *others = map(range, bounds, bounds[1:])
+        at_once, memory = max(1, self.at_once // self.processes), self.memory // self.processes
+        for numbers in others:
+            crowd = await Crowd.open(
+                self.server.url, numbers, self.size,
+                at_once=at_once, within_s=self.phase_s, memory=memory,
+            )  # fmt: skip
+            self.crowds.append(crowd)
         async with asyncio.TaskGroup() as group:
-            for number in range(self.running):
-                group.create_task(start(number))
+            group.create_task(
+                start_hosts(
+                    self.hosts,
+                    own,
+                    self.size,
+                    self.server.url,
+                    self._seen,
+                    at_once=at_once,
+                    within_s=self.phase_s,
+                    memory=memory,
+                )
+            )
+            self._ask_all("start", group)
         after = self.cost("hosts", before, per=self.running, of="host")
-        self.add("hosts", "hosts that run", self.running, "")
-        watched = sum(len(host.joined) for host in self.hosts.values())
-        assert sum(host.known for host in self.hosts.values()) == watched * self.size.per_network
-        self.add("hosts", "time", after.at_s - before.at_s, "s")
-        own = (after.own_cpu_s - before.own_cpu_s) / (after.at_s - before.at_s)
-        self.add("hosts", "CPU of the simulator", 100 * own, "% of a core")
-        share = (after.etcd_cpu_s - before.etcd_cpu_s) / (after.at_s - before.at_s)
+        sums = await self._sums()
+        assert sums["known"] == sums["watched"] * self.size.per_network
+        self.add("hosts", "hosts that run", sums["hosts"], "")
+        self.add("hosts", "processes of the simulator", self.processes, "")
+        took_s = after.at_s - before.at_s
+        self.add("hosts", "time", took_s, "s")
+        own_s = sums["cpu_s"] - before.own_cpu_s
+        self.add("hosts", "CPU of the simulator", 100 * own_s / took_s, "% of a core")
+        share = (after.etcd_cpu_s - before.etcd_cpu_s) / took_s
         self.add("hosts", "etcd CPU", 100 * share, "% of a core")
         events = (after.events - before.events) / self.running
         self.add("hosts", "events delivered per host", events, "")
-        late = [host.late for host in self.hosts.values() if host.late]
-        self.add("hosts", "registered with the second try or later", len(late), "")
+        self.add("hosts", "registered with the second try or later", sums["late"], "")
         self.add("hosts", "streams of watches in etcd", after.streams - before.streams, "")
         self.add("hosts", "watches in etcd", after.watchers - before.watchers, "")
-        self.add("hosts", "watches of endpoints", watched, "")
+        self.add("hosts", "watches of endpoints", sums["watched"], "")
         grown = after.etcd_rss - before.etcd_rss
         self.add(
             "hosts", "etcd memory per watch", grown / (after.watchers - before.watchers), "bytes"
         )
         self.add("hosts", "etcd memory", after.etcd_rss / MB, "MB")
-        self.add("hosts", "memory of the simulator", after.own_rss / MB, "MB")
+        self.add("hosts", "memory of the simulator", sums["rss"] / MB, "MB")
 
     async def idle(self) -> None:
         """Looks what everybody costs who does nothing."""
@@ -276,46 +303,47 @@ class Simulation:
         await self._restart("relist")
 
     async def _restart(self, phase: str) -> None:
-        before = self._resyncs()
+        before = await self._sums()
         await asyncio.to_thread(self.server.kill)
-        for host in self.hosts.values():
-            await host.state.wait_for(lambda host=host: not host.state.synced)  # type: ignore[misc]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(all_lost(self.hosts.values(), self.phase_s))
+            self._ask_all("lost", group)
         await asyncio.to_thread(self.server.start)
-        await self._all_back(phase, before)
-
-    async def _all_back(self, phase: str, before_resyncs: dict[str, int]) -> None:
         began_s = time.monotonic()
-        await in_step(self.hosts.values(), self.phase_s)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(in_step(self.hosts.values(), self.phase_s))
+            self._ask_all("back", group)
         self.add(phase, "time until all hosts are in step", time.monotonic() - began_s, "s")
-        after = gauges.read(self.server)
+        after, sums = gauges.read(self.server), await self._sums()
         self.add(phase, "etcd CPU", after.etcd_cpu_s, "s")
+        self.add(phase, "CPU of the simulator", sums["cpu_s"] - before["cpu_s"], "s")
         self.add(phase, "etcd sends", after.sent / MB, "MB")
         self.add(phase, "etcd memory", after.etcd_rss / MB, "MB")
-        for reason, count in self._resyncs().items():
-            self.add(phase, f"prefixes taken up, {reason}", count - before_resyncs[reason], "")
+        for reason in REASONS:
+            self.add(phase, f"prefixes taken up, {reason}", sums[reason] - before[reason], "")
 
     async def stop(self) -> None:
         """Ends every host."""
-        for host in self.hosts.values():
-            await host.close()
+        async with asyncio.TaskGroup() as group:
+            for one in (*self.hosts.values(), *self.crowds):
+                group.create_task(one.close())
         self.hosts.clear()
+        self.crowds.clear()
 
-    def _resyncs(self) -> dict[str, int]:
-        reasons = ("start", "resume", "gap", "check")
-        return {
-            reason: sum(host.state.resyncs.get(reason, 0) for host in self.hosts.values())
-            for reason in reasons
-        }
+    def _ask_all(self, word: str, group: asyncio.TaskGroup) -> None:
+        for crowd in self.crowds:
+            group.create_task(crowd.ask(word))
+
+    async def _sums(self) -> Counter[str]:
+        """Adds up what all processes say of their hosts."""
+        sums = Counter(summary(self.hosts))
+        for crowd in self.crowds:
+            sums.update(await crowd.ask("count"))
+        return sums
 
     def _seen(self, host: SimulatedHost, network: str) -> None:
         if sighting := self.awaited.get(network):
             sighting.look(host, network)
-
-
-def share_parsing() -> None:
-    """Lets all hosts of this process share what they parse, which no host changes."""
-    for name in ("parse_endpoint", "parse_network", "parse_host"):
-        setattr(records, name, functools.lru_cache(maxsize=None)(getattr(records, name)))
 
 
 def main(args: Sequence[str]) -> list[Figure]:
@@ -324,6 +352,7 @@ def main(args: Sequence[str]) -> list[Figure]:
     parser.add_argument("--networks", type=int, default=20)
     parser.add_argument("--endpoints", type=int, default=200)
     parser.add_argument("--running", type=int, help="hosts that run; all if left out")
+    parser.add_argument("--processes", type=int, default=1, help="over which hosts are spread")
     parser.add_argument("--at-once", type=int, default=8, help="hosts that start at one time")
     parser.add_argument("--rate", type=float, default=20.0, help="endpoints per second")
     parser.add_argument("--churn-s", type=float, default=3.0)
@@ -353,6 +382,7 @@ def main(args: Sequence[str]) -> list[Figure]:
                 rate=given.rate,
                 churn_s=given.churn_s,
                 phase_s=given.phase_s,
+                processes=given.processes,
                 memory=int(given.memory_gb * 1e9),
             )
             asyncio.run(simulation.run(given.phases.split(",")))
