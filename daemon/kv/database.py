@@ -280,6 +280,8 @@ class Database:
             ) from error
 
     def _open(self) -> sqlite3.Connection:
+        if self.path.exists() and not self.path.is_file():
+            raise StoreError(f"store {self.path} is no regular file: choose another path")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         bell = os.open(self.bell, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:

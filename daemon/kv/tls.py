@@ -10,6 +10,8 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
+import socket
 import ssl
 from pathlib import Path
 
@@ -107,9 +109,7 @@ async def why_unreachable(
     except ssl.SSLError as error:
         return _refused_handshake(error, certificate=certificate)
     except OSError as error:
-        if error.errno is None or (context and error.errno == errno.ECONNRESET):
-            return "ends the connection: leave out tls, ca, cert and key if it has no TLS"
-        return f"can't be reached: {os.strerror(error.errno)}"
+        return _no_connection(error, tls=context is not None)
     try:
         if context is None:
             return await _without_tls(member)
@@ -118,6 +118,19 @@ async def why_unreachable(
         writer.close()
         with contextlib.suppress(OSError):
             await writer.wait_closed()
+
+
+def _no_connection(error: OSError, *, tls: bool) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"can't be found: {error.strerror}; is its name right?"
+    # A name with several addresses: asyncio tells the reason of each in one text.
+    of_each = [int(number) for number in re.findall(r"\[Errno (\d+)\]", str(error))]
+    if error.errno is None and of_each:
+        reasons = ", ".join(dict.fromkeys(map(os.strerror, of_each)))
+        return f"can't be reached: {reasons}"
+    if error.errno is None or (tls and error.errno == errno.ECONNRESET):
+        return "ends the connection: leave out tls, ca, cert and key if it has no TLS"
+    return f"can't be reached: {os.strerror(error.errno)}"
 
 
 def _refused_handshake(error: ssl.SSLError, *, certificate: bool) -> str:

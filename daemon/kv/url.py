@@ -32,6 +32,7 @@ EXAMPLES: Mapping[str, str] = {
     "consul": "consul://127.0.0.1:8500",
     "zk": "zk://host1:2181,host2:2181",
 }
+HOST_NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 _URL = re.compile(r"(?:([^:/?#]+):)?(?://([^/?#]*))?([^?#]*)(?:\?([^#]*))?(?:#(.*))?")
 """RFC 3986, appendix B. The standard library takes brackets for one host alone, not for a list."""
 TLS_OPTIONS = frozenset({"tls", "ca", "cert", "key"})
@@ -194,13 +195,26 @@ def _member(part: str, default_port: int, text: str) -> Member:
             port_text = "none"
     if not host:
         raise ConfigError(f"store {text!r}: a member has no host name: {_examples()}")
+    if ":" not in host and not _is_host_name(host):
+        raise ConfigError(
+            f"store {text!r}: {host!r} can't be a host's name; members are parted by commas"
+        )
     if not port_text:
         return host, default_port
-    if not (port_text.isascii() and port_text.isdigit() and 1 <= int(port_text) <= 65535):
+    if not (re.fullmatch("[0-9]{1,5}", port_text) and 1 <= int(port_text) <= 65535):
         raise ConfigError(
             f"store {text!r}: port {port_text!r} of member {host} must be a number up to 65535"
         )
     return host, int(port_text)
+
+
+def _is_host_name(text: str) -> bool:
+    """Tells whether a resolver could be asked for it: labels of a domain name, or IPv4."""
+    try:
+        name = text.encode("idna").decode()
+    except UnicodeError:
+        return False
+    return len(name) <= 253 and HOST_NAME.fullmatch(name) is not None
 
 
 def _prefix(path: str, text: str) -> str:

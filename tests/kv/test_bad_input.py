@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import socket
 from collections.abc import Callable
 from itertools import product
 
@@ -19,6 +21,7 @@ from pyvxlan.daemon.kv.etcd.channel import EtcdChannel
 from pyvxlan.daemon.kv.etcd.store import EtcdStore
 from pyvxlan.daemon.kv.kinds import NAMES, misnamed
 from pyvxlan.daemon.kv.open import open_store
+from pyvxlan.daemon.kv.tls import _no_connection
 from pyvxlan.daemon.kv.url import parse_url
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.state import State
@@ -72,6 +75,25 @@ async def test_store_that_nobody_serves_is_told(kind: str) -> None:
     assert not report.good
     assert f"no member serves: {NOBODY}: " in report.findings[0].text
     assert "can't be reached: Connection refused" in report.findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed"), "Connection refused"),
+        (
+            # What asyncio says of a name with two addresses, as localhost is on Debian.
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 2379, 0, 0), "
+                "[Errno 111] Connect call failed ('127.0.0.1', 2379)"
+            ),
+            "can't be reached: Connection refused",
+        ),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "is its name right?"),
+    ],
+)
+def test_why_there_is_no_connection_is_told(error: OSError, told: str) -> None:
+    assert _no_connection(error, tls=False).endswith(told)
 
 
 async def test_member_that_is_down_is_told(url: str) -> None:

@@ -347,6 +347,14 @@ async def test_path_that_can_not_be_made_is_reported(tmp_path: Path) -> None:
         await EmbeddedStore.open(tmp_path / "file" / "store.db")
 
 
+async def test_path_that_is_no_file_is_refused_and_gets_no_doorbell(tmp_path: Path) -> None:
+    path = tmp_path / "directory"
+    path.mkdir()
+    with pytest.raises(StoreError, match="directory is no regular file"):
+        await EmbeddedStore.open(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 async def test_lock_held_by_another_process_delays_and_does_not_block_the_loop(
     sqlite_lab: SqliteLab,
 ) -> None:

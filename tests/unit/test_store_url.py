@@ -27,6 +27,12 @@ def test_members_get_default_ports_and_the_default_prefix() -> None:
     assert not url.tls
 
 
+def test_hosts_are_named_as_people_name_them() -> None:
+    url = parse_url("etcd://store_1,bücher.example,h.example.,10.0.0.1,3com")
+    names = [name for name, _ in url.members]
+    assert names == ["store_1", "bücher.example", "h.example.", "10.0.0.1", "3com"]
+
+
 @pytest.mark.parametrize(("kind", "port"), [("etcd", 2379), ("consul", 8500), ("zk", 2181)])
 def test_every_kind_has_its_port(kind: str, port: int) -> None:
     assert parse_url(f"{kind}://host/a/b/").members == (("host", port),)
@@ -57,6 +63,12 @@ def test_options_are_files_and_names() -> None:
         ("etcd://h:0", "port '0'"),
         ("etcd://h:99999", "port '99999'"),
         ("etcd://h:", "port"),
+        (f"etcd://h:{'9' * 5000}", "port"),
+        ("etcd://h1 h2", "'h1 h2' can't be a host's name"),
+        ("etcd://h1;h2", "members are parted by commas"),
+        ("etcd://a..b", "'a..b' can't be a host's name"),
+        ("zk://-h", "'-h' can't be a host's name"),
+        (f"consul://{'a' * 64}.b", "can't be a host's name"),
         ("etcd://fd00::1:2379", "brackets"),
         ("etcd://[fd00::1", "IPv6"),
         ("etcd://h/a//b", "prefix"),
