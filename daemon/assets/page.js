@@ -306,18 +306,16 @@ function showPicture(all) {
     const flow = tunnel.rates;
     const bytes = flow ? flow.sent_bytes + flow.received_bytes : 0;
     const middle = top + hostHeight(host, endpoints) / 2;
-    const said = [
-      flow ? `${bits(flow.sent_bytes)} out, ${bits(flow.received_bytes)} in` : "",
-      known(tunnel.rtt_s, () => milliseconds(tunnel.rtt_s)).replace("—", ""),
-      known(tunnel.loss, () => `${percent(tunnel.loss)} lost`).replace("—", ""),
-    ].filter(Boolean);
+    const health = [milliseconds(tunnel.rtt_s), known(tunnel.loss, (share) => `${percent(share)} lost`)];
     parts.push(
-      draw("line", {x1: 346, y1: height / 2, x2: 654, y2: middle,
+      // Level below its words, which it would cross otherwise.
+      draw("polyline", {points: `346,${height / 2} 424,${middle} 654,${middle}`,
         "stroke-width": (1.5 + Math.log10(1 + bytes / 100) / 1.5).toFixed(1),
         class: host.alive ? "" : "down"}),
-      ...said.map((text, number) => draw("text",
-        {x: 646, y: middle - 8 + 20 * number - 14 * (said.length > 1), "text-anchor": "end",
-          class: "on-line"}, text)));
+      draw("text", {x: 646, y: middle - 9, "text-anchor": "end"},
+        flow ? `${bits(flow.sent_bytes)} out, ${bits(flow.received_bytes)} in` : ""),
+      draw("text", {x: 646, y: middle + 20, "text-anchor": "end", class: tunnel.loss > 0 ? "bad" : ""},
+        health.filter((one) => one !== "—").join(", ")));
   }
   if (own) parts.push(...drawHost(own, ownEndpoints, 16, ownY));
   for (const {host, endpoints, y: top} of boxes) parts.push(...drawHost(host, endpoints, 654, top));

@@ -66,6 +66,29 @@ def test_page_shows_all_and_asks_for_nothing_from_outside(tab: Tab, shown: Site)
     assert tab.complaints() == []
 
 
+CROSSED = """(() => {
+  const texts = [...document.querySelectorAll("#drawing text")];
+  const crossed = [];
+  for (const line of document.querySelectorAll("#drawing polyline")) {
+    for (let along = 0; along < line.getTotalLength(); along++) {
+      const {x, y} = line.getPointAtLength(along);
+      crossed.push(...texts.filter((text) => {
+        const box = text.getBBox();
+        return x > box.x && x < box.x + box.width && y > box.y && y < box.y + box.height;
+      }).map((text) => text.textContent));
+    }
+  }
+  return crossed;
+})()"""
+
+
+def test_no_line_of_the_picture_crosses_its_words(tab: Tab) -> None:
+    said = "[...document.querySelectorAll('#drawing text')].map(text => text.textContent)"
+    tab.until(f"{said}.includes('0.10 ms, 25.0 % lost')")
+    assert tab.evaluate("document.querySelectorAll('#drawing polyline').length") == 1
+    assert tab.evaluate(CROSSED) == []
+
+
 def test_new_events_come_by_themselves(tab: Tab, shown: Site) -> None:
     shown.door.node.events.note("forwarder_replaced", "pid 4711")
     tab.until("document.getElementById('events-table').textContent.includes('pid 4711')")
