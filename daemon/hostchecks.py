@@ -22,6 +22,7 @@ from typing import Any
 
 from pyvxlan.daemon import firewall, hostview
 from pyvxlan.daemon.apiclient import ClientError
+from pyvxlan.daemon.cards import check_receive_offload
 from pyvxlan.daemon.findings import Finding
 from pyvxlan.daemon.firewall import Chains, Datagram
 from pyvxlan.daemon.hostview import Host, run
@@ -443,6 +444,7 @@ HOST_CHECKS = (
     check_port,
     check_firewall,
     check_checksums,
+    check_receive_offload,
     check_mtu,
     check_sysctls,
     check_versions,

@@ -11,7 +11,7 @@ from tests.netns.world import Host, World, command
 PICTURES: Mapping[str, str] = {
     "veth": "offloads on, as between virtual machines: super-packets cross uncut",
     "nic": "offloads off, as on a card without tunnel offloads: at most 1500 bytes a frame",
-    "nic-gro": "the same, but the receiving kernel joins frames (GRO), as it does for real cards",
+    "nic-gro": "the same, but the receiver joins frames (GRO), as it does for real cards",
 }
 UNDERLAY_MTU_BYTES = 1500
 OFFLOADS = (
