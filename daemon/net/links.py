@@ -48,8 +48,8 @@ NUD_NOARP = 0x40
 """Of a bridge's entry: it neither ages nor moves."""
 RT_TABLE_MAIN = 254
 RTM_F_CLONED = 0x200
-_TC_H_ROOT = 0xFFFFFFFF
 """Marks a cached exception, no route that anybody made."""
+TC_H_ROOT = 0xFFFFFFFF
 RTPROT_STATIC = 4
 RTN_UNICAST = 1
 RT_SCOPE_UNIVERSE = 0
@@ -288,7 +288,7 @@ def queue_nothing(netlink: Netlink, index: int) -> None:
     """
     message = tcmsg()
     message["index"] = index
-    message["parent"] = _TC_H_ROOT
+    message["parent"] = TC_H_ROOT
     message["attrs"] = [("TCA_KIND", "noqueue")]
     netlink.run(message, RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE)
 
