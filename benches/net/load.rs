@@ -9,6 +9,7 @@
 //! tcp STREAMS SECONDS              bytes a second, by so many connections at once
 //! udp PAYLOAD_BYTES SECONDS LOSS   most datagrams a second that lose at most LOSS of them (0-1),
 //!                                  found by trials of SECONDS; "flat_out" is without that limit
+//! stream PAYLOAD_BYTES RATE SECONDS   what becomes of RATE datagrams a second
 //! trip SECONDS                     round trips of a small datagram, one after another, in us
 //! connect SECONDS                  connections a second: connect, one byte, close
 //! ```
@@ -65,6 +66,7 @@ fn main() {
     let line = match (*kind, numbers.unwrap_or_default().as_slice()) {
         ("tcp", &[streams, seconds]) => tcp(&ends, streams as usize, seconds),
         ("udp", &[bytes, seconds, loss]) => udp(&ends, bytes as usize, seconds, loss),
+        ("stream", &[bytes, rate, seconds]) => stream(&ends, bytes as usize, rate, seconds),
         ("trip", &[seconds]) => trip(&ends, seconds),
         ("connect", &[seconds]) => connect(&ends, seconds),
         _ => usage(),
@@ -74,7 +76,7 @@ fn main() {
 
 fn usage() -> ! {
     eprintln!(
-        "usage: net-load CLIENT_NETNS SERVER_NETNS ADDRESS tcp|udp|trip|connect ARGUMENTS..."
+        "usage: net-load CLIENT_NETNS SERVER_NETNS ADDRESS tcp|udp|stream|trip|connect ARGUMENTS..."
     );
     std::process::exit(2);
 }
@@ -238,6 +240,41 @@ impl Trial {
 }
 
 fn udp(ends: &Ends, payload_bytes: usize, seconds: f64, loss: f64) -> String {
+    let (flat_out, best) = datagrams(ends, payload_bytes, move |source| {
+        source.trial(f64::INFINITY, WARM_UP.as_secs_f64());
+        source.search(seconds, loss)
+    });
+    let best = best.expect("there is a rate that loses little enough");
+    format!(
+        r#"{{"frames_per_s": {:.0}, "loss": {:.5}, "flat_out": {:.0}, "frames": {}, "cpu_s": {:.2}}}"#,
+        best.received_pps(),
+        best.loss(),
+        flat_out.received_pps(),
+        best.received,
+        best.cpu_s
+    )
+}
+
+fn stream(ends: &Ends, payload_bytes: usize, rate: f64, seconds: f64) -> String {
+    let trial = datagrams(ends, payload_bytes, move |source| {
+        source.trial(rate, WARM_UP.as_secs_f64());
+        source.trial(rate, seconds)
+    });
+    format!(
+        r#"{{"frames_per_s": {:.0}, "sent": {}, "frames": {}, "cpu_s": {:.2}}}"#,
+        trial.received_pps(),
+        trial.sent,
+        trial.received,
+        trial.cpu_s
+    )
+}
+
+/// Lets `work` send datagrams of a size from one end to the other; they must stay in order.
+fn datagrams<T: Send + 'static>(
+    ends: &Ends,
+    payload_bytes: usize,
+    work: impl FnOnce(&mut Source) -> T + Send + 'static,
+) -> T {
     assert!(payload_bytes > MARK, "a datagram has room for its mark");
     let tally = Arc::new(Tally::default());
     let (port_of, port) = channel();
@@ -261,28 +298,18 @@ fn udp(ends: &Ends, payload_bytes: usize, seconds: f64, loss: f64) -> String {
             };
             let socket = UdpSocket::bind((unspecified, 0)).expect("the client can bind");
             socket.connect(target).expect("the server has an address");
-            let mut source = Source {
+            work(&mut Source {
                 socket,
                 tally,
                 payload: (0..payload_bytes).map(|at| at as u8).collect(),
-            };
-            source.trial(f64::INFINITY, WARM_UP.as_secs_f64());
-            source.search(seconds, loss)
+            })
         })
     };
-    let (flat_out, best) = join(found);
+    let found = join(found);
     tally.stop.store(true, Relaxed);
     join(sink);
     assert_eq!(tally.disorder.load(Relaxed), 0, "one flow stays in order");
-    let best = best.expect("there is a rate that loses little enough");
-    format!(
-        r#"{{"frames_per_s": {:.0}, "loss": {:.5}, "flat_out": {:.0}, "frames": {}, "cpu_s": {:.2}}}"#,
-        best.received_pps(),
-        best.loss(),
-        flat_out.received_pps(),
-        best.received,
-        best.cpu_s
-    )
+    found
 }
 
 /// Receives until told to stop, checks and counts what belongs to the trial that runs.
