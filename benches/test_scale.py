@@ -22,8 +22,8 @@ def test_small_cluster_goes_through_every_phase() -> None:
         timeout=180,
     )
     figures = {(one["phase"], one["what"]): one["value"] for one in json.loads(done.stdout)}
-    # One `pools`; four records of each network with its gateway, and four of each endpoint.
-    assert figures["load", "records"] == 1 + 4 * NETWORKS + 4 * ENDPOINTS
+    # `cfg` and `pools`; four records of each network with its gateway, and four of each endpoint.
+    assert figures["load", "records"] == 2 + 4 * NETWORKS + 4 * ENDPOINTS
     assert figures["start", "endpoints that it knows"] == ENDPOINTS / NETWORKS * 4
     assert figures["hosts", "streams of watches in etcd"] == HOSTS
     assert figures["hosts", "watches of endpoints"] == ENDPOINTS

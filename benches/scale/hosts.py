@@ -24,6 +24,8 @@ from pyvxlan.daemon.requests import EndpointWish
 from pyvxlan.daemon.state import EVERYTHING, State
 from tests.kv.conftest import eventually
 
+SESSION_TTL_S = 120
+"""Hosts that share a processor are late by as many as they are; sessions of 15 s would end."""
 ANY_ENDPOINT = EndpointWish("", "", "", None, (), "", "")
 
 
@@ -107,6 +109,7 @@ def records_of(size: Size) -> dict[str, bytes]:
             key = records.endpoint_key(network.id, endpoint.id)
             values[key] = records.emit_endpoint(endpoint)
             values |= dict.fromkeys(records.endpoint_claims(endpoint), records.emit(endpoint.id))
+    values[records.CFG] = records.emit({"v": 1, "session_ttl_s": SESSION_TTL_S})
     values[records.POOLS] = records.emit_pools(records.PoolUse(used))
     return values
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -229,6 +231,29 @@ async def test_all_watches_share_one_stream_and_each_hears_its_own(
     assert counts["etcd_debugging_mvcc_watch_stream_total"] == "1"
     for mirror in mirrors:
         await mirror.stop()
+
+
+@pytest.mark.own_client
+async def test_pause_of_the_process_itself_breaks_no_watch(
+    server: EtcdServer,
+    opened: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from pyvxlan.daemon.kv.etcd import watch  # noqa: PLC0415 - needs a protobuf of today
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(watch, "PROBE_S", 0.5)
+    monkeypatch.setattr(watch, "SILENT_S", 1.5)
+    store = await opened(server.url)
+    mirror = Mirror(store, "k/")
+    await mirror.until(lambda: bool(mirror.events))
+    time.sleep(3)  # The loop shall be late: its own silence is not the server's
+    await store.txn([], [Write("k/a", b"1")])
+    await mirror.until(lambda: len(mirror.values) == 1)
+    await asyncio.sleep(2 * watch.TICK_S)
+    assert not [one for one in caplog.messages if "watch stream broken" in one]
+    await mirror.stop()
 
 
 # Outcomes

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 
@@ -98,6 +97,9 @@ class WatchStream:
         self._next_id = 1
         self._outbox: asyncio.Queue[pb.Message] | None = None
         self._connected = asyncio.Event()
+        self._clock_s = 0.0
+        """Runs while a stream is served, by the ticks of the loop: one that is late, as after a
+        pause of the process, has not heard the others yet, and must not take them for dead."""
         self._heard_at = 0.0
         self._went_on_at = 0.0
         """When the last event of a watch came again last."""
@@ -199,7 +201,7 @@ class WatchStream:
 
     def _ask(self, feed: _Feed, start: Revision, *, awaits_last: bool) -> None:
         assert self._outbox is not None
-        feed.awaits_last, feed.asked_at = awaits_last, time.monotonic()
+        feed.awaits_last, feed.asked_at = awaits_last, self._clock_s
         feed.id = self._next_id
         self._next_id += 1
         self._by_id[feed.id] = feed
@@ -249,7 +251,7 @@ class WatchStream:
         """Serves one stream until it ends."""
         outbox: asyncio.Queue[pb.Message] = asyncio.Queue()
         self._outbox = outbox
-        self._heard_at, self._broken = time.monotonic(), "the stream of watches broke"
+        self._heard_at, self._broken = self._clock_s, "the stream of watches broke"
         self._resume()
         self._connected.set()
         helpers = [
@@ -258,7 +260,7 @@ class WatchStream:
         ]
         try:
             while (response := await call.read()) is not aio.EOF:
-                self._heard_at = time.monotonic()
+                self._heard_at = self._clock_s
                 self._answered(call, response)
         except asyncio.CancelledError:
             if is_cancelled():
@@ -300,10 +302,11 @@ class WatchStream:
 
     async def _probe(self, call: Stream, outbox: asyncio.Queue[pb.Message]) -> None:
         """Asks for signs of life, and looks after watches that wait for something."""
-        probed_at = time.monotonic()
+        probed_at = self._clock_s
         while True:
             await asyncio.sleep(TICK_S)
-            now = time.monotonic()
+            self._clock_s += TICK_S
+            now = self._clock_s
             if now > self._heard_at + SILENT_S:
                 self._break(call, "the stream of watches is silent")
                 return
@@ -371,7 +374,7 @@ class WatchStream:
                 self._begin_anew(feed)
             return
         if feed.awaits_last:
-            feed.awaits_last, self._went_on_at = False, time.monotonic()
+            feed.awaits_last, self._went_on_at = False, self._clock_s
         known = feed.revision or 0
         new = [change for change in changes if _revision(change) > known]
         feed.watchers.publish(new)
