@@ -48,7 +48,7 @@ from pyvxlan.daemon.kv.store import (
 )
 from pyvxlan.daemon.kv.tls import client_context
 from pyvxlan.daemon.kv.url import StoreUrl, read_secret
-from pyvxlan.daemon.kv.watching import check_key, check_ttl, check_txn
+from pyvxlan.daemon.kv.watching import ANEW, check_key, check_ttl, check_txn
 from pyvxlan.daemon.kv.zookeeper.access import Access, readable, refused
 from pyvxlan.daemon.kv.zookeeper.health import look
 from pyvxlan.daemon.kv.zookeeper.layout import Layout, directory_of
@@ -200,16 +200,21 @@ class ZookeeperStore:
         wake = asyncio.Event()
         self._wakes.add(wake)
         tree: Tree | None = None
-        told_stale = False
+        begun = told_stale = told_anew = False
         try:
             while not self._closed:
                 wake.clear()
                 try:
                     if tree is not None and tree.epoch == self._link.epoch:
                         changes = await tree.advance()
+                    elif begun and self._link.connected and not told_anew:
+                        told_stale = told_anew = True
+                        yield Stale(ANEW, anew=True)
+                        continue
                     else:
                         tree = Tree(self._link, self._layout, prefix, wake=wake)
                         await tree.read()
+                        begun, told_anew = True, False
                         yield Snapshot(dict(tree.items))
                         if told_stale:
                             told_stale = False
@@ -217,8 +222,8 @@ class ZookeeperStore:
                         continue
                 except StoreUnavailableError as error:
                     tree = None
-                    if not told_stale and not self._closed:
-                        told_stale = True
+                    if (told_anew or not told_stale) and not self._closed:
+                        told_stale, told_anew = True, False
                         yield Stale(str(error))
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(RETRY_S):
