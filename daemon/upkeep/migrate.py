@@ -80,7 +80,7 @@ async def abort(source_url: str, target_url: str, *, say: Progress) -> str:
         ConflictError: The cluster has moved already.
         DaemonError: It broke off; run it again.
     """
-    async with _both(source_url, target_url) as (source, target):
+    async with _both(source_url, target_url, aborting=True) as (source, target):
         return await Move(source, target, source_url, target_url, say).abort()
 
 
@@ -107,7 +107,7 @@ class Move:
 
     async def run(self, *, replace: bool) -> str:
         """Moves the cluster, from wherever a former attempt had come to."""
-        meta, transition = await self._meta_of_source()
+        meta, transition = await _meta_of(self._source, self._to)
         if transition and transition.phase is Phase.MOVED:
             return await self._finish(transition)
         session = await self._source.session(SESSION_TTL_S)
@@ -127,7 +127,7 @@ class Move:
 
     async def abort(self) -> str:
         """Puts the source back to use, and empties the target if it was filled by a move."""
-        meta, transition = await self._meta_of_source(aborting=True)
+        meta, transition = await _meta_of(self._source, self._to, aborting=True)
         cluster = records.parse_meta(meta.value).cluster
         if transition:
             await rewrite(self._source, meta, records.with_transition(meta.value, None))
@@ -140,26 +140,6 @@ class Move:
         await fill(self._target, {}, kind=self._target_kind, guard=check, say=self._say)
         await self._target.txn([check], [Delete(records.META)])
         return f"given up; {self._to} is empty again"
-
-    async def _meta_of_source(self, *, aborting: bool = False) -> tuple[Item, Transition | None]:
-        meta = await self._source.get(records.META)
-        if meta is None:
-            raise NotFoundError("the store to move from holds no cluster")
-        transition = transition_of(meta)
-        if transition is None:
-            return meta, None
-        if transition.phase is Phase.FILLING:
-            raise ConflictError("the store to move from is being filled: wait until that is done")
-        if transition.phase is Phase.MOVED and (aborting or transition.to != self._to):
-            raise ConflictError(
-                f"the cluster has moved to {transition.to}; to go back, migrate from there"
-            )
-        if transition.to != self._to and not aborting:
-            raise ConflictError(
-                f"the cluster is being moved to {transition.to}: go on with that, or end it with "
-                "--abort"
-            )
-        return meta, transition
 
     async def _keep(self, session: Session) -> Check:
         """Makes this the only move; gives the check that proves it."""
@@ -294,10 +274,37 @@ class Move:
         )
 
 
+async def _meta_of(
+    source: Store, to: str, *, aborting: bool = False
+) -> tuple[Item, Transition | None]:
+    """Reads `meta` of the store to move from; refuses what can't be moved to a URL."""
+    meta = await source.get(records.META)
+    if meta is None:
+        raise NotFoundError("the store to move from holds no cluster")
+    transition = transition_of(meta)
+    if transition is None:
+        return meta, None
+    if transition.phase is Phase.FILLING:
+        raise ConflictError("the store to move from is being filled: wait until that is done")
+    if transition.phase is Phase.MOVED and (aborting or transition.to != to):
+        raise ConflictError(
+            f"the cluster has moved to {transition.to}; to go back, migrate from there"
+        )
+    if transition.to != to and not aborting:
+        raise ConflictError(
+            f"the cluster is being moved to {transition.to}: go on with that, or end it with "
+            "--abort"
+        )
+    return meta, transition
+
+
 @contextlib.asynccontextmanager
-async def _both(source_url: str, target_url: str) -> AsyncIterator[tuple[Store, Store]]:
+async def _both(
+    source_url: str, target_url: str, *, aborting: bool = False
+) -> AsyncIterator[tuple[Store, Store]]:
     source = await open_existing(source_url)
     try:
+        await _meta_of(source, target_url, aborting=aborting)  # before a file is made for nothing
         target = await open_whole(target_url)
         try:
             yield source, target

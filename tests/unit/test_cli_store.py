@@ -147,6 +147,16 @@ def test_store_is_the_one_that_the_daemon_uses(
         assert door.settings.store in error
 
 
+def test_move_that_is_refused_makes_no_store(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asyncio.run(_put(tmp_path / "empty.db", {}))
+    source, target = (f"sqlite://{tmp_path}/{name}.db" for name in ("empty", "target"))
+    _, error = output(capsys, "migrate", source, target, code=1)
+    assert "holds no cluster" in error
+    assert not (tmp_path / "target.db").exists()
+
+
 def test_dump_and_restore_make_the_same_store(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
