@@ -287,8 +287,13 @@ async def _nothing() -> None:
 
 
 async def _answered(echo: socket.socket, request: bytes, mark: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(echo, request)
+    await heard(echo, mark)
+
+
+async def heard(echo: socket.socket, mark: bytes) -> None:
+    """Returns once the kernel has given a marked answer to the socket that asked."""
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(echo, request)
     while mark not in await loop.sock_recv(echo, watching.FRAME_BYTES):
         pass
 
@@ -367,6 +372,7 @@ def _shown(what: str, link: Link) -> str:
         "mac": format_mac(link.mac),
         "mtu": str(link.mtu_bytes),
         "master": link.master or "no bridge",
+        "ipv6": "on" if link.ipv6 else "off",
         "address": ", ".join(sorted(addresses)) or "none",
         "route": ", ".join(sorted(str(route.destination) for route in link.routes)) or "none",
         "stations": ", ".join(sorted(map(format_mac, link.stations))) or "none",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import builtins
 import types
 import typing
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
 from pyvxlan.daemon.errors import InvalidError
@@ -124,6 +124,8 @@ class Traced:
     """The MAC that it has for the other endpoint; `UNANSWERED` if nobody told it one."""
     path_mtu: int = 0
     """What it takes for the largest packet that gets there; 0 if it did not send."""
+    refused: bool = False
+    """Whether it kept the answer, which came to its interface, from who had sent."""
 
 
 def emit(value: Any) -> dict[str, Any]:
@@ -146,7 +148,9 @@ def parse(kind: type[T], document: object) -> T:
 def _parse(kind: Any, value: Any) -> Any:
     if is_dataclass(kind) and isinstance(kind, type):
         hints = typing.get_type_hints(kind)
-        return kind(**{one.name: _parse(hints[one.name], value[one.name]) for one in fields(kind)})
+        # An older daemon does not send what has come since, and has a default.
+        there = [one.name for one in fields(kind) if one.name in value or one.default is MISSING]
+        return kind(**{name: _parse(hints[name], value[name]) for name in there})
     arguments = typing.get_args(kind)
     match typing.get_origin(kind):
         case types.UnionType:

@@ -52,6 +52,10 @@ def judge(case: Case) -> Verdict:
         # Nothing could be sent: the facts alone have to say why.
         first = next((one for one in found if SMALL in one.breaks), None)
         return Verdict.of(first or words.unheard(case.a), found, steps)
+    if case.a.traced.refused:
+        inside = (one for one in found if one.side is case.a and one.stop == facts.ETH)
+        first = next((one for one in inside if SMALL in one.breaks), None)
+        return Verdict.of(first or words.not_taken(case.a, case.b), found, steps)
     for size in (SMALL, FULL):
         if loss := _lost(case, size):
             broken = [one for one in found if size in one.breaks]

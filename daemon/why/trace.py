@@ -24,7 +24,7 @@ from pyvxlan.daemon.model import LocalEndpoint, Network, Sandbox, format_mac, ho
 from pyvxlan.daemon.net import PORT, watching
 from pyvxlan.daemon.state import State
 from pyvxlan.daemon.why import facts
-from pyvxlan.daemon.why.explain import Kernel, Pair
+from pyvxlan.daemon.why.explain import Kernel, Pair, heard
 from pyvxlan.daemon.why.facts import Seen, Traced
 
 PAUSE_S = 0.2
@@ -71,11 +71,13 @@ class Tracer:
         with _Watch(mark) as watch:
             await self._watch(watch, here, netns, name)
             yield {"ready": True}
-            problem = ""
+            problem, refused = "", False
             async with asyncio.timeout(LONGEST_S):
                 if send:
                     patience_s = HASTE_S if arguments.get("haste") is True else PATIENCE_S
-                    problem = await self._send(pair, here.sandbox, network, watch, patience_s)
+                    problem, refused = await self._send(
+                        pair, here.sandbox, network, watch, patience_s
+                    )
                 else:
                     await stop.wait()
             watch.read()
@@ -87,6 +89,7 @@ class Tracer:
                     problem=problem,
                     neighbour=await self._neighbour(pair, here, netns),
                     path_mtu=await self._path_mtu(pair, here.sandbox) if send else 0,
+                    refused=refused,
                 )
             )
 
@@ -116,12 +119,17 @@ class Tracer:
 
     async def _send(
         self, pair: Pair, sandbox: Sandbox, network: Network, watch: _Watch, patience_s: float
-    ) -> str:
-        """Sends small requests, and full ones once one was answered; says why it could not."""
+    ) -> tuple[str, bool]:
+        """Sends small requests, and full ones once one was answered.
+
+        Returns:
+            Why it could not, and whether the kernel kept the answer for itself.
+        """
+        refused = False
         try:
             echo = await self._net.within(sandbox, partial(watching.open_echo, pair.toward))
         except DaemonError as error:
-            return str(error)
+            return str(error), False
         version, full = pair.toward.version, watching.FIRST_FULL
         with echo:
             for size, first, size_bytes in (
@@ -138,8 +146,18 @@ class Tracer:
                     patience_s,
                 )
                 if problem or not watch.reply(size).is_set():
-                    return problem if size == facts.SMALL else ""
-        return ""
+                    return problem if size == facts.SMALL else "", refused
+                if size == facts.SMALL:
+                    refused = not await self._taken(echo, watch.mark)
+        return "", refused
+
+    async def _taken(self, echo: socket.socket, mark: bytes) -> bool:
+        """Whether an answer that came to the interface passes the rules behind it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE_S):
+                await heard(echo, mark)
+                return True
+        return False
 
     async def _request(
         self,

@@ -7,7 +7,7 @@ It is one module since it is one text: whoever changes one sentence should see t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pyvxlan.daemon.dataplane import KERNEL
@@ -50,7 +50,7 @@ _FAULTS: Mapping[tuple[str, str], _Words] = {
     ),
     (facts.ETH, "address"): _Words(
         "{ifname} in {name} has address {found}, and the store says {wanted}",
-        f"{_IN} address add {{wanted}} dev {{ifname}}",
+        "{readdress}",
     ),
     (facts.ETH, "mtu"): _Words(
         "{ifname} in {name} has MTU {found}, and the network {wanted}",
@@ -143,14 +143,31 @@ def fault(side: Side, other: Side, found: Fault) -> Finding:
         "what": found.what,
         "label": place(found.stop, side),
     }
+    breaks = told.breaks
+    if (found.stop, found.what) == (facts.ETH, "address"):
+        lacking = [one for one in found.wanted.split(", ") if one not in found.found.split(", ")]
+        known["readdress"] = _readdress(known, lacking)
+        breaks = ALL if any((":" in one) == (":" in other.address) for one in lacking) else NONE
     return Finding(
         f"{found.stop}_{found.what}",
         side,
         found.stop,
         told.text.format_map(known),
         f"on {side.host}: {told.remedy.format_map(known)}",
-        told.breaks,
+        breaks,
     )
+
+
+def _readdress(known: Mapping[str, object], lacking: Sequence[str]) -> str:
+    """The commands that add addresses, after those that take away one with another prefix."""
+    held = {one.partition("/")[0]: one for one in str(known["found"]).split(", ")}
+    commands = []
+    for one in lacking:
+        if wrong := held.get(one.partition("/")[0]):
+            commands.append(f"address del {wrong}")
+        commands.append(f"address add {one}")
+    do = _IN.format_map(known)
+    return "; ".join(f"{do} {command} dev {known['ifname']}" for command in commands)
 
 
 def not_attached(side: Side) -> Finding:
@@ -375,12 +392,28 @@ def bridge(side: Side, kind: str) -> Finding:
 def no_answer(side: Side, size: str) -> Finding:
     """The other container's kernel got the request and gave no answer."""
     held = _facts(side)
+    six = ":" in side.address
+    silent = "net.ipv6.icmp.echo_ignore_all" if six else "net.ipv4.icmp_echo_ignore_all"
     return Finding(
         "firewall",
         side,
         facts.ETH,
         f"the frame comes to {held.ifname} in {side.name}{_of(size)}, and the kernel there does "
         "not answer: a rule in there drops it",
+        f"on {side.host}: nsenter --net={held.sandbox} nft list ruleset, and sysctl {silent}, "
+        "which must be 0",
+    )
+
+
+def not_taken(side: Side, other: Side) -> Finding:
+    """The answer is back in A, and A's kernel keeps it from who had sent."""
+    held = _facts(side)
+    return Finding(
+        "firewall",
+        side,
+        facts.ETH,
+        f"the answer of {other.name} comes back to {held.ifname} in {side.name}, and the kernel "
+        "there does not take it: a rule in there drops it",
         f"on {side.host}: nsenter --net={held.sandbox} nft list ruleset",
     )
 
@@ -459,8 +492,8 @@ def _vtep_unreachable(sender: Side, receiver: Side) -> Finding:
         facts.UNDERLAY,
         f"{sender.host} does not reach {held.peer_vtep}, the VTEP of {receiver.host}: no answer to "
         f"a ping, and {receiver.unheard}",
-        f"on {sender.host}: ping -I {held.vtep} {held.peer_vtep}; see that {receiver.host} is up, "
-        "and repair the underlay",
+        f"on {sender.host}: ip route get {held.peer_vtep}; ping -I {held.vtep} {held.peer_vtep}; "
+        f"see that {receiver.host} is up, and repair the underlay",
     )
 
 

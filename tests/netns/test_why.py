@@ -215,6 +215,10 @@ def rule_inside_b(_: Scene, pair: Pair) -> None:
     rules(pair.b, "input", "ip protocol icmp drop")
 
 
+def rule_inside_a_on_the_answer(_: Scene, pair: Pair) -> None:
+    rules(pair.a, "input", "ip protocol icmp drop")
+
+
 def rule_on_the_bridge(scene: Scene, pair: Pair) -> None:
     address = f"ether daddr {pair.ends[1]['mac']} drop"
     text = f"table bridge why {{ chain c {{ type filter hook forward priority 0; {address}; }}; }}"
@@ -268,6 +272,7 @@ BREAKS = (
     ),
     Break(rule_inside_a, "firewall", "the kernel in {a} refuses to send", "nft list ruleset"),
     Break(rule_inside_b, "firewall", "eth0 in {b}, and the kernel there does not answer", "nft"),
+    Break(rule_inside_a_on_the_answer, "firewall", "comes back to eth0 in {a}", "nft list ruleset"),
     Break(rule_on_the_bridge, "bridge", "the frame is lost on br0 of h2", "nft list ruleset"),
     Break(no_name_server, "name", "does not find it by name", "nft list ruleset"),
 )

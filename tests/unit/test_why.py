@@ -242,6 +242,34 @@ def test_nothing_can_be_sent_from_a_host_that_does_not_answer() -> None:
     assert "h1's daemon does not answer" in said.text
 
 
+def test_an_answer_that_a_rule_inside_keeps_is_no_success() -> None:
+    said = verdict(trace={"refused": True})
+    assert (said.reachable, said.code) == (False, "firewall")
+    assert "the answer of db comes back to eth0 in web" in said.text
+    wrong = {"faults": (Fault(facts.ETH, "mac", "02:aa", "02:01"),)}
+    assert verdict(a=wrong, trace={"refused": True}).code == "eth_mac"
+    assert verdict(b=wrong, trace={"refused": True}).code == "firewall"
+
+
+def test_addresses_are_mended_by_commands_that_ip_takes() -> None:
+    wanted = "10.0.0.2/24, fd00::2/64"
+    inside = "nsenter --net=/run/netns/c2 ip address"
+    for found, remedy in (
+        ("none", f"{inside} add 10.0.0.2/24 dev eth0; {inside} add fd00::2/64 dev eth0"),
+        ("10.0.0.2/32, fd00::2/64",
+         f"{inside} del 10.0.0.2/32 dev eth0; {inside} add 10.0.0.2/24 dev eth0"),
+    ):  # fmt: skip
+        said = verdict(THERE, THERE, b={"faults": (Fault(facts.ETH, "address", found, wanted),)})
+        assert (said.code, said.remedy) == ("eth_address", f"on h2: {remedy}")
+
+
+def test_an_address_that_is_not_asked_for_explains_no_loss() -> None:
+    lacking = Fault(facts.ETH, "address", "10.0.0.2/24", "10.0.0.2/24, fd00::2/64")
+    said = verdict(THERE, THERE, b={"faults": (lacking,)})
+    assert said.code == "firewall"
+    assert [one.code for one in said.also] == ["eth_address"]
+
+
 def test_on_one_host_the_bridge_is_told_of_once_and_tunnels_never() -> None:
     wrong = (Fault(facts.BRIDGE, "down"), Fault(facts.PORT, "down"))
     held = facts_of(1, faults=wrong, forwarder="gone", fdb=None, neighbours=())
@@ -284,6 +312,12 @@ def test_facts_are_read_back_as_written(held: Facts) -> None:
 def test_a_trace_is_read_back_as_written() -> None:
     held = traced(ALL, drops=("underlay_mtu",), path_mtu=9)
     assert facts.parse(Traced, facts.emit(held)) == held
+
+
+def test_what_an_older_daemon_does_not_say_has_its_default() -> None:
+    said = facts.emit(traced(ALL))
+    del said["refused"]
+    assert facts.parse(Traced, said) == traced(ALL)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, [], {}, {"seen": 3}, {"seen": [{"stop": 1}]}])
