@@ -14,6 +14,12 @@ from tests.netns.world import World, command, eventually, world
 pytestmark = pytest.mark.root
 
 
+@pytest.fixture(params=["forwarder", "kernel"])
+def datapath(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options of `network create`, for what holds whatever carries the frames."""
+    return ("--opt", f"datapath={request.param}")
+
+
 def test_network_made_on_one_host_is_listed_on_the_other(two_hosts: World) -> None:
     network_id = two_hosts[1].cli("network", "create", "ov_listed").strip()
     assert len(network_id) == 32
@@ -73,8 +79,10 @@ def test_internal_network_has_no_way_out(two_hosts: World) -> None:
     two_hosts[1].cli("network", "rm", "ov_internal")
 
 
-def test_containers_of_two_hosts_reach_each_other(two_hosts: World) -> None:
-    two_hosts[1].cli("network", "create", "--ipv6", "ov_reach")
+def test_containers_of_two_hosts_reach_each_other(
+    two_hosts: World, datapath: tuple[str, ...]
+) -> None:
+    two_hosts[1].cli("network", "create", *datapath, "--ipv6", "ov_reach")
     one, two = two_hosts[1].container(), two_hosts[2].container()
     one.attach("ov_reach", "--name", "reach1")
     two.attach("ov_reach", "--name", "reach2")
@@ -166,8 +174,8 @@ def test_removal_of_a_network_in_use_names_endpoints_and_hosts(two_hosts: World)
     two_hosts[1].cli("network", "rm", "ov_used")
 
 
-def test_detach_leaves_nothing_behind(two_hosts: World) -> None:
-    network_id = two_hosts[1].cli("network", "create", "ov_gone").strip()
+def test_detach_leaves_nothing_behind(two_hosts: World, datapath: tuple[str, ...]) -> None:
+    network_id = two_hosts[1].cli("network", "create", *datapath, "ov_gone").strip()
     container = two_hosts[1].container()
     container.attach("ov_gone")
     two_hosts[1].overlay(network_id)
@@ -181,8 +189,10 @@ def test_detach_leaves_nothing_behind(two_hosts: World) -> None:
     two_hosts[1].cli("network", "rm", "ov_gone")
 
 
-def test_change_reaches_the_other_hosts_table_within_a_moment(two_hosts: World) -> None:
-    two_hosts[1].cli("network", "create", "ov_fast")
+def test_change_reaches_the_other_hosts_table_within_a_moment(
+    two_hosts: World, datapath: tuple[str, ...]
+) -> None:
+    two_hosts[1].cli("network", "create", *datapath, "ov_fast")
     anchor = two_hosts[2].container()
     anchor.attach("ov_fast")
     late = two_hosts[1].container()
@@ -194,6 +204,24 @@ def test_change_reaches_the_other_hosts_table_within_a_moment(two_hosts: World) 
     anchor.detach()
     late.detach()
     two_hosts[1].cli("network", "rm", "ov_fast")
+
+
+def test_endpoint_that_moves_to_another_host_is_found_there(
+    two_hosts: World, datapath: tuple[str, ...]
+) -> None:
+    two_hosts[1].cli("network", "create", *datapath, "--subnet", "10.44.0.0/24", "ov_moves")
+    watchers = [host.container() for host in two_hosts.hosts]
+    for watcher in watchers:
+        watcher.attach("ov_moves")
+    for host in (two_hosts[2], two_hosts[1], two_hosts[2]):
+        moved = host.container()
+        moved.attach("ov_moves", "--ip", "10.44.0.77", "--mac", "02:aa:bb:cc:dd:01")
+        for watcher in watchers:
+            eventually(lambda watcher=watcher: watcher.ping("10.44.0.77", count=1))
+        moved.detach()
+    for watcher in watchers:
+        watcher.detach()
+    two_hosts[1].cli("network", "rm", "ov_moves")
 
 
 def test_two_hosts_creating_one_name_at_once_make_one_network(two_hosts: World) -> None:
@@ -228,9 +256,9 @@ def test_many_concurrent_attachments_all_succeed_with_addresses_of_their_own(
     two_hosts[1].cli("network", "rm", "ov_many")
 
 
-def test_one_container_on_several_networks(two_hosts: World) -> None:
-    for name in ("ov_multi1", "ov_multi2"):
-        two_hosts[1].cli("network", "create", name)
+def test_one_container_on_networks_of_both_datapaths(two_hosts: World) -> None:
+    for name, datapath in (("ov_multi1", "forwarder"), ("ov_multi2", "kernel")):
+        two_hosts[1].cli("network", "create", "--opt", f"datapath={datapath}", name)
     both, other = two_hosts[1].container(), two_hosts[2].container()
     both.attach("ov_multi1", "--name", "both")
     second = both.attach("ov_multi2", "--name", "both")
@@ -241,9 +269,18 @@ def test_one_container_on_several_networks(two_hosts: World) -> None:
     two_hosts[1].cli("network", "rm", "ov_multi1", "ov_multi2")
 
 
-def test_network_of_several_subnets_is_one_overlay(two_hosts: World) -> None:
+def test_network_of_several_subnets_is_one_overlay(
+    two_hosts: World, datapath: tuple[str, ...]
+) -> None:
     two_hosts[1].cli(
-        "network", "create", "ov_sub2", "--subnet", "10.42.0.0/24", "--subnet", "10.43.0.0/24"
+        "network",
+        "create",
+        *datapath,
+        "ov_sub2",
+        "--subnet",
+        "10.42.0.0/24",
+        "--subnet",
+        "10.43.0.0/24",
     )
     one, two = two_hosts[1].container(), two_hosts[2].container()
     one.attach("ov_sub2", "--ip", "10.42.0.5")

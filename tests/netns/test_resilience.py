@@ -1,4 +1,4 @@
-"""Death of the daemon, death of the forwarder, stops, repairs, cleanup."""
+"""Death of the daemon, death of the forwarder, stops, repairs, cleanup; over both datapaths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,21 +18,29 @@ from tests.netns.flows import transfer
 from tests.netns.world import BIN, Container, World, command, eventually, world
 
 pytestmark = pytest.mark.root
+DATAPATHS = ("forwarder", "kernel")
 
 
 class Pair:
     """A network with one container on each of two hosts."""
 
-    def __init__(self, made: World, name: str) -> None:
+    def __init__(self, made: World, datapath: str) -> None:
         self.world = made
-        self.name = name
-        self.id = made[1].cli("network", "create", name).strip()
+        self.name = name = f"ov_{datapath}"
+        options = ("--opt", f"datapath={datapath}")
+        self.id = made[1].cli("network", "create", *options, name).strip()
         self.one, self.two = made[1].container(), made[2].container()
         self.one.attach(name, "--name", f"{name}-1")
         self.two.attach(name, "--name", f"{name}-2")
         self.address1 = self.one.addresses()[0].split("/")[0]
         self.address2 = self.two.addresses()[0].split("/")[0]
         eventually(lambda: self.one.ping(self.address2, count=1))
+
+    def device(self) -> dict[str, Any]:
+        """What the first host has as `vxlan0`."""
+        printed = self.world[1].in_overlay(self.id, "ip", "-json", "link", "show", "vxlan0")
+        link: dict[str, Any] = json.loads(printed)[0]
+        return link
 
     def flows_again(self, within_s: float = 5) -> None:
         eventually(lambda: self.one.ping(self.address2, count=1), within_s=within_s, what="ping")
@@ -41,9 +50,20 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
+def pairs() -> Iterator[dict[str, Pair]]:
     with world("pd", 2) as made:
-        yield Pair(made, "ov_hard")
+        yield {datapath: Pair(made, datapath) for datapath in DATAPATHS}
+
+
+@pytest.fixture
+def pair(pairs: dict[str, Pair]) -> Pair:
+    """The one in the forwarder, for what concerns that one only, or no datapath."""
+    return pairs["forwarder"]
+
+
+@pytest.fixture(params=DATAPATHS)
+def either(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Pair:
+    return pairs[request.param]
 
 
 def pings_during(container: Container, target: str, count: int, action: Callable[[], None]) -> int:
@@ -59,14 +79,14 @@ def pings_during(container: Container, target: str, count: int, action: Callable
     return answered[0]
 
 
-def test_killed_daemon_costs_running_flows_nothing(pair: Pair) -> None:
-    host = pair.world[1]
-    forwarder = host.forwarder_pid()
+def test_killed_daemon_costs_running_flows_nothing(either: Pair) -> None:
+    host = either.world[1]
+    forwarder, device = host.forwarder_pid(), either.device()["ifindex"]
     with (
-        pair.two.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
-        pair.one.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
+        either.two.socket(socket.AF_INET, socket.SOCK_STREAM) as listener,
+        either.one.socket(socket.AF_INET, socket.SOCK_STREAM) as client,
     ):
-        listener.bind((pair.address2, 0))
+        listener.bind((either.address2, 0))
         listener.listen()
         client.connect(listener.getsockname())
         server, _ = listener.accept()
@@ -77,28 +97,29 @@ def test_killed_daemon_costs_running_flows_nothing(pair: Pair) -> None:
             assert server.recv(100) == b"while it is dead"
             host.start()
 
-        assert pings_during(pair.one, pair.address2, 200, restart) == 200
+        assert pings_during(either.one, either.address2, 200, restart) == 200
         client.sendall(b"after")
         assert server.recv(100) == b"after"
         server.close()
-    assert host.forwarder_pid() == forwarder, "the same forwarder carried it all"
-    pair.flows_again()
+    assert host.forwarder_pid() == forwarder, "the same forwarder goes on"
+    assert either.device()["ifindex"] == device, "with the same device"
+    either.flows_again()
     # The new daemon owns what the old one made: it can take it down and change it.
     late = host.container()
-    late.attach(pair.name)
-    assert eventually(lambda: pair.two.ping(late.addresses()[0].split("/")[0], count=1))
+    late.attach(either.name)
+    assert eventually(lambda: either.two.ping(late.addresses()[0].split("/")[0], count=1))
     late.detach()
 
 
-def test_clean_stop_leaves_containers_forwarding(pair: Pair) -> None:
-    host = pair.world[1]
+def test_clean_stop_leaves_containers_forwarding(either: Pair) -> None:
+    host = either.world[1]
 
     def restart() -> None:
         assert host.stop(signal.SIGTERM) == 0
-        assert pair.one.ping(pair.address2) == 3
+        assert either.one.ping(either.address2) == 3
         host.start()
 
-    assert pings_during(pair.one, pair.address2, 200, restart) == 200
+    assert pings_during(either.one, either.address2, 200, restart) == 200
 
 
 def test_dead_forwarder_is_replaced_within_a_second(pair: Pair) -> None:
@@ -123,107 +144,86 @@ def test_forwarder_killed_while_the_daemon_is_dead_comes_back_with_it(pair: Pair
     pair.flows_again(10)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "veth",
-        "br0",
-        "vxlan0",
-        "link down",
-        "address",
-        "port",
-        "netns file",
-        "gateway bridge",
-        "nftables",
-        "rule",
-        "mtu",
-    ],
-)
-def test_what_is_deleted_by_hand_is_repaired_within_five_seconds(pair: Pair, damage: str) -> None:
+def in_overlay(pair: Pair, *args: object) -> str:
+    """Runs a command in the network's namespace on the first host."""
+    return pair.world[1].in_overlay(pair.id, *args)
+
+
+def container_port(pair: Pair) -> str:
+    """The first host's port of the bridge that is a container's."""
+    listed = json.loads(in_overlay(pair, "ip", "-json", "link", "show", "master", "br0"))
+    (port,) = {link["ifname"] for link in listed} - {"vxlan0"}
+    return str(port)
+
+
+def unmount(pair: Pair) -> None:
+    """Removes the file that names the overlay's namespace on the first host."""
     host = pair.world[1]
-    overlay = host.overlay(pair.id)
+    path = str(host.overlay(pair.id)).split("/root", 1)[1]
+    for words in (("umount", path), ("rm", path)):
+        command("nsenter", "-t", host.daemon_pid(), "-m", *words)
 
-    def in_overlay(*args: str) -> None:
-        command("nsenter", f"--net={overlay}", "--", *args)
 
-    def ports() -> list[str]:
-        listed = command(
-            "nsenter", f"--net={overlay}", "--", "ip", "-json", "link", "show", "master", "br0"
-        )
-        return [link["ifname"] for link in json.loads(listed.stdout) if link["ifname"] != "vxlan0"]
+OVERLAY_DAMAGE: dict[str, Callable[[Pair], object]] = {
+    "veth": lambda pair: in_overlay(pair, "ip", "link", "del", container_port(pair)),
+    "br0": lambda pair: in_overlay(pair, "ip", "link", "del", "br0"),
+    "vxlan0": lambda pair: in_overlay(pair, "ip", "link", "del", "vxlan0"),
+    "link down": lambda pair: in_overlay(pair, "ip", "link", "set", "vxlan0", "down"),
+    "mtu": lambda pair: in_overlay(pair, "ip", "link", "set", "vxlan0", "mtu", "900"),
+    "netns file": unmount,
+}
+OTHER_DAMAGE: dict[str, Callable[[Pair], object]] = {
+    "address": lambda pair: pair.one.run("ip", "addr", "flush", "dev", "eth0"),
+    "port": lambda pair: in_overlay(pair, "ip", "link", "set", container_port(pair), "nomaster"),
+    "gateway bridge": lambda pair: pair.world[1].run("ip", "link", "del", "pyvxlan_gw"),
+    "nftables": lambda pair: pair.world[1].run("nft", "delete", "table", "inet", "pyvxlan"),
+    "rule": lambda pair: pair.world[1].run("nft", "flush", "table", "inet", "pyvxlan"),
+}
+
+
+@pytest.mark.parametrize("damage", OVERLAY_DAMAGE)
+def test_what_is_deleted_in_an_overlay_is_repaired(either: Pair, damage: str) -> None:
+    before = either.device()["ifindex"]
+    is_repaired(either, OVERLAY_DAMAGE[damage])
+    assert (either.device()["ifindex"] == before) == (damage != "vxlan0"), "only that is made anew"
+
+
+@pytest.mark.parametrize("damage", OTHER_DAMAGE)
+def test_what_is_deleted_beside_it_is_repaired(pair: Pair, damage: str) -> None:
+    is_repaired(pair, OTHER_DAMAGE[damage])
+
+
+def is_repaired(pair: Pair, damage: Callable[[Pair], object]) -> None:
+    """Does the damage; fails if it is not repaired in time."""
+    host = pair.world[1]
 
     def ruleset() -> str:
         return host.run("nft", "--stateless", "list", "ruleset").stdout
 
-    before = ruleset()
-    match damage:
-        case "veth":
-            in_overlay("ip", "link", "del", ports()[0])
-        case "br0":
-            in_overlay("ip", "link", "del", "br0")
-        case "vxlan0":
-            in_overlay("ip", "link", "del", "vxlan0")
-        case "link down":
-            in_overlay("ip", "link", "set", "vxlan0", "down")
-        case "address":
-            pair.one.run("ip", "addr", "flush", "dev", "eth0")
-        case "port":
-            in_overlay("ip", "link", "set", ports()[0], "nomaster")
-        case "netns file":
-            path = str(overlay).split("/root", 1)[1]
-            command("nsenter", "-t", host.daemon_pid(), "-m", "umount", path)
-            command("nsenter", "-t", host.daemon_pid(), "-m", "rm", path)
-        case "gateway bridge":
-            host.run("ip", "link", "del", "pyvxlan_gw")
-        case "nftables":
-            host.run("nft", "delete", "table", "inet", "pyvxlan")
-        case "rule":
-            host.run("nft", "flush", "table", "inet", "pyvxlan")
-        case "mtu":
-            in_overlay("ip", "link", "set", "vxlan0", "mtu", "900")
-    deadline = time.monotonic() + 5
-
     def repaired() -> bool:
-        return (
-            pair.one.ping(pair.address2, count=1) == 1
-            and pair.one.ping("198.18.0.2", count=1) == 1
-            and ruleset() == before
-            and pair.one.link()["mtu"] == 1450
-            and json.loads(host.in_overlay(pair.id, "ip", "-json", "link", "show", "vxlan0"))[0][
-                "mtu"
-            ]
-            == 1450
-        )
-
-    while True:
         try:
-            if repaired():
-                break
+            return (
+                pair.one.ping(pair.address2, count=1) == 1
+                and pair.one.ping("198.18.0.2", count=1) == 1
+                and ruleset() == before
+                and pair.one.link()["mtu"] == pair.device()["mtu"] == 1450
+            )
         except AssertionError:
-            pass
-        assert time.monotonic() < deadline + 1.5, f"{damage} was not repaired"
+            return False  # a link or a namespace is not there yet
+
+    before = ruleset()
+    damage(pair)
+    # Pings that got lost waited a second each, and a busy machine takes its time.
+    eventually(repaired, within_s=10, what="repair")
     assert "default via 172.18.0.1 dev eth1" in pair.one.run("ip", "route")
 
 
-def test_overlay_namespace_with_everything_in_it_comes_back(pair: Pair) -> None:
+def test_overlay_namespace_with_everything_in_it_comes_back(either: Pair) -> None:
     """All links gone at once, as if the namespace had been emptied."""
-    host = pair.world[1]
-    overlay = host.overlay(pair.id)
-    for link in json.loads(
-        command("nsenter", f"--net={overlay}", "--", "ip", "-json", "link").stdout
-    ):
+    for link in json.loads(in_overlay(either, "ip", "-json", "link")):
         if link["ifname"] != "lo":
-            command(
-                "nsenter",
-                f"--net={overlay}",
-                "--",
-                "ip",
-                "link",
-                "del",
-                link["ifname"],
-                check=False,
-            )
-    pair.flows_again(6)
+            either.world[1].in_overlay(either.id, "ip", "link", "del", link["ifname"], check=False)
+    either.flows_again(10)
 
 
 def test_container_that_vanished_is_withdrawn(pair: Pair) -> None:
@@ -267,7 +267,7 @@ def test_cleanup_removes_everything_and_nothing_else() -> None:
         host.run("ip", "link", "add", "foreign0", "type", "bridge")
         before = snapshot(host.netns)
         made.start()
-        pair = Pair(made, "ov_clean")
+        pairs = [Pair(made, datapath) for datapath in DATAPATHS]
         forwarder = host.forwarder_pid()
         assert snapshot(host.netns) != before
         refused = host.run(BIN / "pyvxlan-daemon", *host.daemon_args(), "--cleanup", check=False)
@@ -276,12 +276,14 @@ def test_cleanup_removes_everything_and_nothing_else() -> None:
         directories = ("--run-dir", host.run_dir, "--state-dir", host.state_dir)
         host.run(BIN / "pyvxlan-daemon", *directories, "--cleanup")  # knows the store by itself
         assert snapshot(host.netns) == before
-        assert pair.one.run("ip", "-brief", "link").split()[0] == "lo"
-        assert len(pair.one.run("ip", "-brief", "link").splitlines()) == 1
+        for pair in pairs:
+            (left,) = pair.one.run("ip", "-brief", "link").splitlines()
+            assert left.split()[0] == "lo"
         eventually(lambda: not Path(f"/proc/{forwarder}").exists())
         listed = made[2].cli("endpoint", "ls")
-        assert "ov_clean-1" not in listed
-        assert "ov_clean-2" in listed
+        for pair in pairs:
+            assert f"{pair.name}-1" not in listed
+            assert f"{pair.name}-2" in listed
         host.cleanup()
 
 
