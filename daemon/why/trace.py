@@ -153,11 +153,14 @@ class Tracer:
 
     async def _taken(self, echo: socket.socket, mark: bytes) -> bool:
         """Whether an answer that came to the interface passes the rules behind it."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(PATIENCE_S):
                 await heard(echo, mark)
-                return True
-        return False
+        except TimeoutError:
+            return False
+        except OSError:
+            pass  # An ICMP error of B's: it has come through.
+        return True
 
     async def _request(
         self,
