@@ -41,6 +41,7 @@ def network_document(network: Network) -> Document:
         "subnets": [_subnet_document(subnet) for subnet in network.subnets],
         "mtu_bytes": network.mtu_bytes,
         "internal": network.internal,
+        "attachable": network.attachable,
         "multicast": network.multicast,
         "options": dict(network.options),
         "labels": dict(network.labels),

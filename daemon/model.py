@@ -54,6 +54,8 @@ class Network:
     subnets: tuple[Subnet, ...]
     mtu_bytes: int
     internal: bool = False
+    attachable: bool = False
+    """Means nothing to the overlay; each host's Docker shows it alike."""
     multicast: bool = True
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -57,6 +57,13 @@ class SubnetBounds:
     reserved: Sequence[tuple[Cidr, str]]
 
 
+@dataclass(frozen=True, slots=True)
+class SeenPools:
+    """The record of used subnets, read ahead. A transaction tells if it has changed since."""
+
+    item: Item | None
+
+
 class Networks:
     """What this host may do with networks.
 
@@ -178,12 +185,17 @@ class Networks:
             raise NotFoundError(f"no network {ref!r} was known when the store went away")
         return networks[_only(ref, fitting)]
 
+    async def see_pools(self) -> SeenPools:
+        """Reads which subnets are used, for whoever is about to take one."""
+        return SeenPools(await self._store.get(records.POOLS))
+
     async def create(
         self,
         wish: NetworkWish,
         bounds: Callable[[], Awaitable[SubnetBounds]],
         *,
         held: Collection[Cidr] = (),
+        seen: SeenPools | None = None,
     ) -> Network:
         """Creates a network: record, name, VNI, subnets and gateway addresses in one step.
 
@@ -191,13 +203,15 @@ class Networks:
             wish: What is wanted.
             bounds: Says what the subnets must keep to; not asked if all of them are reserved.
             held: Subnets of the wish that this host should have reserved for it.
+            seen: Which subnets were used after those were reserved; spares a read.
 
         Raises:
             ConflictError: The name, the VNI or a subnet is taken.
             ExhaustedError: No subnet is free.
         """
         for _ in range(ATTEMPTS):
-            used_item = await self._store.get(records.POOLS)
+            used_item = (seen or await self.see_pools()).item
+            seen = None
             used = parsed_pools(used_item)
             mine = {cidr for cidr in held if used.get(cidr) == self._host.id}
             used = {cidr: owner for cidr, owner in used.items() if cidr not in mine}
@@ -208,6 +222,7 @@ class Networks:
                 subnets=await self._choose_subnets(wish, bounds, used, mine),
                 mtu_bytes=wish.mtu_bytes,
                 internal=wish.internal,
+                attachable=wish.attachable,
                 multicast=wish.multicast,
                 options=wish.options,
                 labels=wish.labels,

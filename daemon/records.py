@@ -293,6 +293,7 @@ def emit_network(network: Network) -> bytes:
             "created": network.created,
             "state": network.state,
         }
+        | ({"attachable": True} if network.attachable else {})
     )
 
 
@@ -310,6 +311,7 @@ def parse_network(network_id: str, value: bytes) -> Network:
         subnets=subnets,
         mtu_bytes=_integer(record, "mtu", MTU_MIN_BYTES, 65535),
         internal=_flag(record, "internal", default=False),
+        attachable=_flag(record, "attachable", default=False),
         multicast=_flag(record, "mcast", default=True),
         options=_texts(record, "opts"),
         labels=_texts(record, "labels"),

@@ -41,6 +41,7 @@ class NetworkSpec:
     mtu: int | None = None
     vni: int | None = None
     internal: bool = False
+    attachable: bool = False
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,6 +98,7 @@ class NetworkWish:
     mtu_bytes: int
     vni: int | None
     internal: bool
+    attachable: bool
     multicast: bool
     options: Mapping[str, str]
     labels: Mapping[str, str]
@@ -152,6 +154,7 @@ def parse_network_spec(spec: NetworkSpec, mtu: Mtu) -> NetworkWish:
         ),
         vni=_choose_vni(spec, options),
         internal=spec.internal,
+        attachable=spec.attachable,
         multicast=options.get("multicast", "on") == "on",
         options=options,
         labels=_check_labels(spec.labels),

@@ -26,7 +26,7 @@ from pyvxlan.daemon.errors import (
 from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Store, Write
 from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import Address, Cidr, Host, Interface, Network
-from pyvxlan.daemon.networks import Networks, parsed_pools
+from pyvxlan.daemon.networks import Networks, SeenPools, parsed_pools
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -79,15 +79,19 @@ class Reservations:
         pools: Sequence[records.Pool],
         routed: Sequence[Cidr],
         reserved: Sequence[tuple[Cidr, str]],
+        seen: SeenPools | None = None,
     ) -> Cidr:
         """Reserves a subnet: the one given, or the next free one of the pools.
+
+        `seen` spares a read.
 
         Raises:
             ConflictError: It touches another network's.
             ExhaustedError: The pools have none left.
         """
         for _ in range(ATTEMPTS):
-            item = await self._store.get(records.POOLS)
+            item = (seen or await self._networks.see_pools()).item
+            seen = None
             used = parsed_pools(item)
             if cidr is None:
                 chosen = ipam.next_pool(pools, used, routed)

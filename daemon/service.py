@@ -44,7 +44,7 @@ from pyvxlan.daemon.model import (
     Network,
     Sandbox,
 )
-from pyvxlan.daemon.networks import Networks, SubnetBounds
+from pyvxlan.daemon.networks import Networks, SeenPools, SubnetBounds
 from pyvxlan.daemon.repair import FENCE_S, Repair
 from pyvxlan.daemon.requests import (
     AttachSpec,
@@ -88,6 +88,14 @@ class HostNet(Protocol):
 
     async def host_routes(self) -> Sequence[Cidr]:
         """What the host routes already, without the default routes and without our own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Groundwork:
+    """What creating a network needs whatever it is like, read ahead."""
+
+    mtu: Mtu
+    pools: SeenPools
 
 
 class Settler(Protocol):
@@ -183,18 +191,36 @@ class Service:
         """Compares this host's part of the store once; see `Repair`."""
         await self._repair.repair()
 
-    async def create_network(self, spec: NetworkSpec, *, held: Collection[Cidr] = ()) -> Network:
+    async def groundwork(self) -> Groundwork:
+        """Reads what a network whose subnets are reserved is made from, before the rest is known.
+
+        Raises:
+            StoreError: The store does not answer.
+        """
+        pools, mtu = await asyncio.gather(self._networks.see_pools(), self._mtu())
+        return Groundwork(mtu, pools)
+
+    async def create_network(
+        self,
+        spec: NetworkSpec,
+        *,
+        held: Collection[Cidr] = (),
+        groundwork: Groundwork | None = None,
+    ) -> Network:
         """Creates a network for the whole cluster; `held` are subnets reserved for it.
 
-        A reserved one was checked when it was reserved, and is not checked again.
+        A reserved one was checked when it was reserved, and is not checked again. `groundwork` was
+        laid after that; without it, it is laid now.
 
         Raises:
             InvalidError: A value of the spec is not acceptable.
             ConflictError: The name, the VNI or a subnet is taken.
             ExhaustedError: No pool has a free subnet.
         """
-        wish = await self.check_network(spec)
-        return await self._networks.create(wish, self._subnet_bounds, held=held)
+        mtu = groundwork.mtu if groundwork else await self._mtu()
+        seen = groundwork.pools if groundwork else None
+        wish = parse_network_spec(spec, mtu)
+        return await self._networks.create(wish, self._subnet_bounds, held=held, seen=seen)
 
     async def check_network(self, spec: NetworkSpec) -> NetworkWish:
         """Checks what can be told of a wish for a network without the store.
@@ -202,10 +228,12 @@ class Service:
         Raises:
             InvalidError: A value is not acceptable.
         """
+        return parse_network_spec(spec, await self._mtu())
+
+    async def _mtu(self) -> Mtu:
         version = self._host.vtep.version
         underlay = self._settings.mtu_bytes or await self._net.underlay_mtu(self._host.vtep)
-        mtu = Mtu(underlay, OVERHEAD_BYTES[version], self._state.config.mtu_bytes)
-        return parse_network_spec(spec, mtu)
+        return Mtu(underlay, OVERHEAD_BYTES[version], self._state.config.mtu_bytes)
 
     async def reserve_subnet(self, cidr: Cidr | None, *, version: int) -> Cidr:
         """Reserves a subnet for a network to be: the one given, or a free one of the pools.
@@ -214,12 +242,13 @@ class Service:
             ConflictError: It touches another network's, or what this host needs itself.
             ExhaustedError: The pools have none left.
         """
-        bounds = await self._subnet_bounds()
+        # The store answers while the kernel is asked.
+        seen, bounds = await asyncio.gather(self._networks.see_pools(), self._subnet_bounds())
         pools = [pool for pool in bounds.pools if pool.base.version == version]
         if version == 6 and not pools:
             pools = [ipam.unique_local_pool(self._membership.cluster)]
         return await self.reservations.reserve_subnet(
-            cidr, pools=pools, routed=bounds.routed, reserved=bounds.reserved
+            cidr, pools=pools, routed=bounds.routed, reserved=bounds.reserved, seen=seen
         )
 
     async def _subnet_bounds(self) -> SubnetBounds:
@@ -227,8 +256,9 @@ class Service:
         pools = self._state.config.pools
         if pools is None:
             pools = tuple(records.parse_pool(text) for text in self._settings.pools)
-        gateway = await self._gateway_subnet()
-        routed = [*await self._net.host_routes(), gateway]
+        routes = await self._net.host_routes()
+        gateway = await self._gateway_subnet(routes)
+        routed = [*routes, gateway]
         reserved: list[tuple[Cidr, str]] = [
             (gateway, "the gateway bridge (setting gateway_subnet)")
         ]
@@ -468,11 +498,14 @@ class Service:
         self._reconciler.poke(network_id)
         await self._reconciler.settled(network_id, SETTLE_S)
 
-    async def _gateway_subnet(self) -> IPv4Network:
-        """Gives the gateway bridge's subnet; chooses it once, then keeps it while it is in use."""
+    async def _gateway_subnet(self, routes: Sequence[Cidr] | None = None) -> IPv4Network:
+        """Gives the gateway bridge's subnet; chooses it once, then keeps it while it is in use.
+
+        `routes` are the host's, if they were read already.
+        """
         if self._local.gateway_subnet is None or not self._local.gateway_addresses:
             wanted = IPv4Network(self._settings.gateway_subnet)
-            routed = await self._net.host_routes()
+            routed = await self._net.host_routes() if routes is None else routes
             kept = self._local.gateway_subnet
             if kept is None or any(ipam.overlap(kept, route) for route in routed):
                 chosen = ipam.next_gateway_subnet(wanted, routed)

@@ -49,6 +49,7 @@ class EngineNetwork:
     options: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     internal: bool = False
+    attachable: bool = False
     ipv6: bool = False
     endpoints: Mapping[str, EngineEndpoint] = field(default_factory=dict)
     """By Docker's endpoint id; only of a network that was asked for by itself."""
@@ -133,6 +134,7 @@ class Engine:
             "CheckDuplicate": True,
             "Driver": self.driver,
             "Internal": network.internal,
+            "Attachable": network.attachable,
             "EnableIPv4": 4 in versions,  # Docker 28 and later; others ask for IPv4 always.
             "EnableIPv6": 6 in versions,
             "Options": dict(network.options),
@@ -241,6 +243,7 @@ def _network(entry: Mapping[str, Any]) -> EngineNetwork:
         options=dict(entry.get("Options") or {}),
         labels=dict(entry.get("Labels") or {}),
         internal=bool(entry.get("Internal")),
+        attachable=bool(entry.get("Attachable")),
         ipv6=bool(entry.get("EnableIPv6")),
         endpoints={
             info["EndpointID"]: EngineEndpoint(

@@ -32,6 +32,7 @@ from pyvxlan.daemon.plugin.naming import Naming, longer_than, still
 from pyvxlan.daemon.plugin.network import NetworkDriver
 from pyvxlan.daemon.plugin.pairing import Pairing
 from pyvxlan.daemon.requests import NetworkSpec
+from pyvxlan.daemon.service import Groundwork
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -238,31 +239,34 @@ class Steward:
 
     async def _expect(self, engine_id: str) -> None:
         """Gives up after a while: Docker's event comes then."""
-        deadline = time.monotonic() + RETRY_S
-        while time.monotonic() < deadline and engine_id not in self.drivers[0].deleted:
-            try:
-                shown = await self._engine.network(engine_id)
-            except NotFoundError:
-                await asyncio.sleep(LOOK_S)
-                continue
-            except DaemonError:
-                break
-            if not any(one.name == shown.name for one in self._state.networks.values()):
-                with contextlib.suppress(DaemonError):
-                    await self._publish(shown)
-            break
+        with contextlib.suppress(DaemonError):
+            # The store answers before Docker shows the network.
+            groundwork, shown = await asyncio.gather(
+                self._handover.service.groundwork(), self._made(engine_id)
+            )
+            if shown and not any(n.name == shown.name for n in self._state.networks.values()):
+                await self._publish(shown, groundwork)
         self.poke()
 
-    async def _publish(self, shown: EngineNetwork) -> None:
+    async def _made(self, engine_id: str) -> EngineNetwork | None:
+        """A network that Docker is making, as soon as it shows it; None if it doesn't in time."""
+        deadline = time.monotonic() + RETRY_S
+        while time.monotonic() < deadline and engine_id not in self.drivers[0].deleted:
+            with contextlib.suppress(NotFoundError):
+                return await self._engine.network(engine_id)
+            await asyncio.sleep(LOOK_S)
+        return None
+
+    async def _publish(self, shown: EngineNetwork, groundwork: Groundwork | None = None) -> None:
         if shown.id in self._publishing or shown.id in self._pairing.pairs:
             return
         self._publishing[shown.id] = shown.name
         try:
-            await self._tell(shown)
+            await self._tell(shown, groundwork)
         finally:
             del self._publishing[shown.id]
 
-    async def _tell(self, shown: EngineNetwork) -> None:
+    async def _tell(self, shown: EngineNetwork, groundwork: Groundwork | None) -> None:
         spec = NetworkSpec(
             shown.name,
             subnets=tuple(map(str, sorted(shown.subnets, key=lambda c: (c.version, str(c))))),
@@ -271,12 +275,13 @@ class Steward:
             aux_addresses=shown.aux_addresses,
             ipv6=shown.ipv6,
             internal=shown.internal,
+            attachable=shown.attachable,
             options=shown.options,
             labels=shown.labels,
         )
         service = self._handover.service
         try:
-            network = await service.create_network(spec, held=shown.subnets)
+            network = await service.create_network(spec, held=shown.subnets, groundwork=groundwork)
         except (ConflictError, InvalidError, ExhaustedError) as error:
             log.error("network refused and taken out of Docker name=%s cause=%s", shown.name, error)
             await self._remove(shown)

@@ -178,6 +178,14 @@ def test_why_follows_frames_between_containers(engines: DockerWorld) -> None:
     assert "not reached: eth0 in w2 is down" in said.stdout
 
 
+def test_attachable_network_is_so_on_the_other_host(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "loose", "--attachable")
+    create(host1, "plain")
+    assert shown(host2, "loose")["Attachable"]
+    assert not shown(host2, "plain")["Attachable"]
+
+
 def test_internal_network_has_names_and_no_way_out(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "inner", "--internal", "--subnet", "10.63.0.0/24")

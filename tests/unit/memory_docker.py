@@ -99,6 +99,7 @@ class MemoryDocker(Engine):
             network.name,
             *((str(subnet.cidr), str(subnet.gateway)) for subnet in network.subnets),
             options=network.options,
+            attachable=network.attachable,
             ipam_options={COPY_OF: network.id},
         )
 
@@ -123,6 +124,7 @@ class MemoryDocker(Engine):
         options: Mapping[str, str] | None = None,
         ipam_options: Mapping[str, str] | None = None,
         ipv6: bool = False,
+        attachable: bool = False,
     ) -> str:
         """`docker network create`, with subnets and their gateways (empty: to be chosen)."""
         self._answer()
@@ -173,6 +175,7 @@ class MemoryDocker(Engine):
             frozenset(ip_network(cidr) for _, cidr, _ in pools),
             gateways=tuple(gateway.partition("/")[0] for _, _, gateway in pools),
             options=dict(options or {}),
+            attachable=attachable,
             ipv6=any(":" in cidr for _, cidr, _ in pools),
         )
         self._happened("network", "create", engine_id)

@@ -82,6 +82,7 @@ def test_network_is_created_shown_and_listed(door: Doorway, blue: Any) -> None:
         ],
         "mtu_bytes": 1450,
         "internal": False,
+        "attachable": False,
         "multicast": True,
         "labels": {"a": "b"},
         "state": "up",

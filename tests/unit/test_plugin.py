@@ -198,6 +198,13 @@ async def test_name_of_a_network_that_is_being_removed_is_free_when_it_is_gone(
     await two.shows("n1")
 
 
+async def test_attachable_network_is_so_on_the_other_host(one: DockerNode, two: DockerNode) -> None:
+    await one.docker.create_network("n1", attachable=True)
+    await one.docker.create_network("n2")
+    assert (await two.shows("n1")).attachable
+    assert not (await two.shows("n2")).attachable
+
+
 async def test_network_is_told_of_before_docker_says_that_it_is_made(
     one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

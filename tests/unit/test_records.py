@@ -55,6 +55,7 @@ networks = st.builds(
     ),
     mtu_bytes=st.integers(576, 65535),
     internal=st.booleans(),
+    attachable=st.booleans(),
     multicast=st.booleans(),
     options=st.dictionaries(texts, texts, max_size=3),
     labels=st.dictionaries(texts, texts, max_size=3),
@@ -124,7 +125,7 @@ json_values = st.recursive(
 )
 FIELDS = """
 v host ip4 ip6 mac name aliases cid hostname vni subnets mtu internal mcast opts labels by state
-vtep port inc ver used cluster min_reader pools gc_grace_s session_ttl_s cidr gw range
+vtep port inc ver used cluster min_reader pools gc_grace_s session_ttl_s cidr gw range attachable
 """.split()  # noqa: SIM905 - a list of literals would be a page long
 
 
