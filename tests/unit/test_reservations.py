@@ -16,6 +16,7 @@ from pyvxlan.daemon.errors import (
 )
 from pyvxlan.daemon.kv import Check
 from pyvxlan.daemon.model import Network
+from pyvxlan.daemon.networks import parsed_pools
 from pyvxlan.daemon.requests import NetworkSpec
 from tests.unit.cluster import Cluster, Node
 
@@ -60,6 +61,16 @@ async def test_network_takes_its_reserved_subnet_over(one: Node) -> None:
     await one.service.reservations.release_subnet(TEN)
     with pytest.raises(ConflictError):
         await one.service.reserve_subnet(TEN, version=4)
+
+
+async def test_what_was_read_ahead_of_a_network_may_have_changed(one: Node, two: Node) -> None:
+    await one.service.reserve_subnet(TEN, version=4)
+    ahead = await one.service.groundwork()
+    other = await network(two, "10.8.0.0/24")
+    spec = NetworkSpec("n2", subnets=(str(TEN),))
+    made = await one.service.create_network(spec, held={TEN}, groundwork=ahead)
+    used = (await one.service.groundwork()).pools
+    assert parsed_pools(used.item) == {TEN: made.id, ip_network("10.8.0.0/24"): other.id}
 
 
 async def test_subnets_reserved_by_two_hosts_at_once_differ(one: Node, two: Node) -> None:
