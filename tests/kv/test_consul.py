@@ -450,7 +450,7 @@ async def test_next_agent_is_asked_when_one_fails(cluster: list[ConsulServer]) -
     cluster[1].freeze()
     await asyncio.to_thread(cluster[0].start, wait=False)
     await put(b"3")
-    await mirror.until(lambda: mirror.values == {"a/1": b"3"}, within_s=45)
+    await mirror.until(lambda: mirror.values == {"a/1": b"3"}, within_s=90)
     before = session.valid_until
     async with asyncio.timeout(15):
         while session.valid_until == before:

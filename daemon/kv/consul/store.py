@@ -211,15 +211,21 @@ class ConsulStore:
             self._beating = asyncio.create_task(self._beat(), name=f"store {self._url}")
 
     async def _beat(self) -> NoReturn:
-        """Finds out when nothing answers any more, and when another store does."""
+        """Finds out when nothing answers any more, and when another store or leader does."""
+        leader = b""
         while True:
             await asyncio.sleep(BEAT_S)
             if not self._feeds:
                 continue
             try:
                 await self._verify()
+                former, leader = leader, (await self._agents.ask("GET", "/v1/status/leader")).body
             except StoreError:
                 self._interrupt()
+            else:
+                if former not in {b"", leader}:
+                    # What was passed on to the former one, which may be frozen, gets no answer.
+                    self._interrupt()
 
     async def _verify(self) -> None:
         """Makes sure that the store answers, and notes when it is not the one that was known.
