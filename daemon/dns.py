@@ -34,7 +34,7 @@ from dns.rdatatype import RdataType
 
 from pyvxlan.daemon.errors import DaemonError
 from pyvxlan.daemon.model import LocalEndpoint, Sandbox
-from pyvxlan.daemon.names import Names
+from pyvxlan.daemon.names import ZONE, Names
 from pyvxlan.daemon.upstream import HEADER_BYTES, Upstream, question
 
 log = logging.getLogger(__name__)
@@ -109,11 +109,13 @@ class Resolver:
         name, kind = query.question[0].name, query.question[0].rdtype
         if kind == RdataType.PTR and (verdict := self._reverse(query, network_ids)):
             return verdict
-        addresses = self._names.addresses(network_ids, name.to_text(omit_final_dot=True))
+        asked = name.to_text(omit_final_dot=True)
+        addresses = self._names.addresses(network_ids, asked)
         if addresses is None:
-            if self._has_upstream():
+            ours = asked.lower().endswith(ZONE)
+            if self._has_upstream() and not ours:
                 return Verdict("forwarded", forward=True)
-            if len(name.labels) <= 2:  # the empty label at the end is one of them
+            if ours or len(name.labels) <= 2:  # the empty label at the end is one of them
                 return Verdict("nxdomain", _response(query, dns.rcode.NXDOMAIN))
             return Verdict("servfail", _response(query, dns.rcode.SERVFAIL))
         versions = {RdataType.A: (4,), RdataType.AAAA: (6,), RdataType.ANY: (4, 6)}.get(kind, ())

@@ -4,6 +4,9 @@ On every network that it is on, a container answers to its endpoint name, its al
 hostname, and the first 12 digits of its endpoint and container ids; each also followed by a dot
 and the network's name. Names and aliases come first: only if nobody has one is a hostname or an
 id looked at, so that no hostname can take a name away. Case does not matter.
+
+All of that may be followed by `.pyvxlan`. Docker's own name server, which comes before this one
+and knows its own host's containers alone, passes such a name on: so it has all holders of an alias.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Protocol
 from pyvxlan.daemon.model import Address, Endpoint, Network
 
 SHORT_ID_DIGITS = 12
+ZONE = ".pyvxlan"
 
 
 class Directory(Protocol):
@@ -49,15 +53,10 @@ class Names:
         """
         wanted = asked.lower()
         indexes = list(self._known(network_ids))
-        for tier in ([index.names for index in indexes], [index.nicknames for index in indexes]):
-            found: dict[Address, None] = {}
-            for index, holders in zip(indexes, tier, strict=True):
-                for name in (wanted, index.unqualified(wanted)):
-                    for endpoint in holders.get(name, ()):
-                        found.update(dict.fromkeys(address.ip for address in endpoint.addresses))
-            if found:
-                return list(found)
-        return None
+        found = _holders(indexes, wanted)
+        if not found and wanted.endswith(ZONE):
+            found = _holders(indexes, wanted.removesuffix(ZONE))
+        return found or None
 
     def name_of(self, network_ids: Iterable[str], address: Address) -> str | None:
         """Gives `name.network` of the endpoint that holds an address on one of these networks."""
@@ -116,6 +115,18 @@ class _Index:
     def unqualified(self, name: str) -> str:
         """Cuts the network's name off; gives "" if the name does not end with it."""
         return name.removesuffix(self.suffix) if name.endswith(self.suffix) else ""
+
+
+def _holders(indexes: Sequence[_Index], wanted: str) -> list[Address]:
+    for tier in ([index.names for index in indexes], [index.nicknames for index in indexes]):
+        found: dict[Address, None] = {}
+        for index, holders in zip(indexes, tier, strict=True):
+            for name in (wanted, index.unqualified(wanted)):
+                for endpoint in holders.get(name, ()):
+                    found.update(dict.fromkeys(address.ip for address in endpoint.addresses))
+        if found:
+            return list(found)
+    return []
 
 
 def canonical_name(endpoint: Endpoint) -> str:

@@ -71,6 +71,7 @@ def answers(verdict: server.Verdict) -> list[str]:
         ("four", "MX", "nodata", "NOERROR", []),
         ("four", "TYPE65", "nodata", "NOERROR", []),
         ("other", "A", "nxdomain", "NXDOMAIN", []),
+        ("Both.PYvxlan", "A", "answered", "NOERROR", ["10.0.0.2"]),
         ("other.red.net", "A", "servfail", "SERVFAIL", []),
         ("example.org", "A", "servfail", "SERVFAIL", []),
         (".", "NS", "nxdomain", "NXDOMAIN", []),
@@ -94,6 +95,10 @@ def test_answer_is_what_the_overlay_knows(
     assert answers(verdict) == expected
     assert verdict.response.flags & dns.flags.QR
     assert verdict.response.flags & dns.flags.RA
+
+
+def test_name_of_our_own_zone_is_asked_of_nobody_else(directory: FakeDirectory) -> None:
+    assert ask(directory, "other.pyvxlan", upstream=True).outcome == "nxdomain"
 
 
 def test_answer_repeats_the_name_as_it_was_asked_and_lives_shortly(
