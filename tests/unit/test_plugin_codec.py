@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,37 +28,47 @@ from pyvxlan.daemon.plugin.codec import (
     parse,
 )
 
-RECORDED = Path(__file__).parents[1] / "data" / "docker-20.10-requests.jsonl"
-"""What dockerd 20.10.24 sent to this plug-in, with the command that made it do so."""
-CALLS = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+DATA = Path(__file__).parents[1] / "data"
+CALLS = {
+    version: [json.loads(line) for line in file.read_text().splitlines()]
+    for version in ("20.10", "28.5")
+    if (file := DATA / f"docker-{version}-requests.jsonl")
+}
+"""What dockerd 20.10.24 and 28.5.2 sent to this plug-in, with the command that made them do so
+(`tests/docker/record.py`)."""
+EVERY = [(version, call) for version, calls in CALLS.items() for call in calls]
+versions = pytest.mark.parametrize("version", CALLS)
 
 
-def bodies(when: str, method: str) -> list[Any]:
-    found = [parse(method, json.dumps(one["body"]).encode()) for one in CALLS
+def bodies(version: str, when: str, method: str) -> list[Any]:
+    found = [parse(method, json.dumps(one["body"]).encode()) for one in CALLS[version]
              if (one["when"], one["method"]) == (when, method)]  # fmt: skip
-    assert found, (when, method)
+    assert found, (version, when, method)
     return found
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: f"{call['when']}: {call['method']}")
+@pytest.mark.parametrize(
+    "call", [pytest.param(one, id=f"{v}: {one['when']}: {one['method']}") for v, one in EVERY]
+)
 def test_every_recorded_request_is_understood(call: dict[str, Any]) -> None:
     assert call["method"] in server.METHODS
     assert parse(call["method"], json.dumps(call["body"]).encode()) is not None
 
 
-def test_network_with_every_option_is_read_whole() -> None:
+@versions
+def test_network_with_every_option_is_read_whole(version: str) -> None:
     when = "network create, every option"
-    assert bodies(when, "IpamDriver.RequestPool") == [
+    assert bodies(version, when, "IpamDriver.RequestPool") == [
         PoolRequest("10.88.0.0/16", "10.88.5.0/24", v6=False),
         PoolRequest("fd88::/64", "", v6=True),
     ]
     four, six = "pyvxlan/10.88.0.0/16", "pyvxlan/fd88::/64"
-    assert bodies(when, "IpamDriver.RequestAddress") == [
+    assert bodies(version, when, "IpamDriver.RequestAddress") == [
         AddressRequest(four, "10.88.0.254", gateway=True),
         AddressRequest(four, "10.88.5.9"),
         AddressRequest(six, "", gateway=True),
     ]
-    (network,) = bodies(when, "NetworkDriver.CreateNetwork")
+    (network,) = bodies(version, when, "NetworkDriver.CreateNetwork")
     assert network == NetworkCreation(
         network.network_id,
         (
@@ -70,45 +81,52 @@ def test_network_with_every_option_is_read_whole() -> None:
     )
 
 
-def test_container_with_every_option_is_read_whole() -> None:
+@versions
+def test_container_with_every_option_is_read_whole(version: str) -> None:
     when = "run, every option"
-    (address,) = bodies(when, "IpamDriver.RequestAddress")
+    (address,) = bodies(version, when, "IpamDriver.RequestAddress")
     assert address == AddressRequest("pyvxlan/10.0.9.0/24", "10.0.9.99")
-    (creation,) = bodies(when, "NetworkDriver.CreateEndpoint")
+    (creation,) = bodies(version, when, "NetworkDriver.CreateEndpoint")
     assert creation == EndpointCreation(
         creation.network_id, creation.endpoint_id, "10.0.9.99/24", "", "02:aa:bb:cc:dd:ee"
     )
-    (joining,) = bodies(when, "NetworkDriver.Join")
-    assert joining == JoinCall(
-        creation.network_id, creation.endpoint_id, "/var/run/docker/netns/377739e071c8"
-    )
+    (joining,) = bodies(version, when, "NetworkDriver.Join")
+    assert joining == JoinCall(creation.network_id, creation.endpoint_id, joining.sandbox_key)
+    assert joining.sandbox_key.startswith("/var/run/docker/netns/")
 
 
-def test_dual_stack_container_has_both_addresses() -> None:
-    (creation,) = bodies("run on a dual-stack internal network", "NetworkDriver.CreateEndpoint")
+@versions
+def test_dual_stack_container_has_both_addresses(version: str) -> None:
+    when = "run on a dual-stack internal network"
+    (creation,) = bodies(version, when, "NetworkDriver.CreateEndpoint")
     assert (creation.address, creation.address6) == ("10.88.5.0/16", "fd88::77/64")
 
 
-def test_end_of_a_container_and_of_a_network_are_read() -> None:
-    (left,) = bodies("rm -f", "NetworkDriver.Leave")
+@versions
+def test_end_of_a_container_and_of_a_network_are_read(version: str) -> None:
+    (left,) = bodies(version, "rm -f", "NetworkDriver.Leave")
     assert left == EndpointCall(left.network_id, left.endpoint_id)
-    assert bodies("rm -f", "NetworkDriver.DeleteEndpoint") == [left]
-    assert bodies("rm -f", "IpamDriver.ReleaseAddress") == [
+    assert bodies(version, "rm -f", "NetworkDriver.DeleteEndpoint") == [left]
+    assert bodies(version, "rm -f", "IpamDriver.ReleaseAddress") == [
         AddressRelease("pyvxlan/10.0.9.0/24", "10.0.9.2")
     ]
-    assert bodies("network rm", "IpamDriver.ReleasePool") == [PoolRelease("pyvxlan/10.0.9.0/24")]
-    (deleted,) = bodies("network rm", "NetworkDriver.DeleteNetwork")
+    assert bodies(version, "network rm", "IpamDriver.ReleasePool") == [
+        PoolRelease("pyvxlan/10.0.9.0/24")
+    ]
+    (deleted,) = bodies(version, "network rm", "NetworkDriver.DeleteNetwork")
     assert deleted == NetworkDeletion(left.network_id)
 
 
-def test_copy_names_its_network() -> None:
-    (pool,) = bodies("copy by the daemon", "IpamDriver.RequestPool")
-    assert pool.copy_of == "5ea441abcf4972edb370cae36206a292"
+@versions
+def test_copy_names_its_network(version: str) -> None:
+    (pool,) = bodies(version, "copy by the daemon", "IpamDriver.RequestPool")
+    assert re.fullmatch("[0-9a-f]{32}", pool.copy_of)
 
 
-def test_addresses_of_dockers_own_ipam_are_told_from_ours() -> None:
+@versions
+def test_addresses_of_dockers_own_ipam_are_told_from_ours(version: str) -> None:
     when = "network create without --ipam-driver"
-    (network,) = bodies(when, "NetworkDriver.CreateNetwork")
+    (network,) = bodies(version, when, "NetworkDriver.CreateNetwork")
     assert [pool.space for pool in network.pools] == ["LocalDefault"]
 
 
@@ -133,8 +151,8 @@ NO_PROXY = "com.docker.network.driver.private.no_proxy_6to4"
 def test_what_newer_dockers_add_changes_nothing(
     version: str, method: str, options: dict[str, Any]
 ) -> None:
-    """By their source; recorded are those of 20.10."""
-    for call in (one for one in CALLS if one["method"] == method):
+    """By their source; recorded are those of 20.10 and 28.5."""
+    for call in (one for _, one in EVERY if one["method"] == method):
         body = call["body"]
         newer = {**body, "Options": {**(body.get("Options") or {}), **options}, "Newer": 1}
         old, new = (parse(method, json.dumps(one).encode()) for one in (body, newer))
