@@ -181,6 +181,31 @@ def test_live_restore_loses_no_ping_and_no_endpoint(world: Failing) -> None:
         configured(host1, live_restore=False)
 
 
+def test_engine_that_starts_before_the_daemon_works_once_that_is_there(world: Failing) -> None:
+    host1 = world[1]
+    configured(host1, live_restore=True)
+    try:
+        host1, host2 = pair(world)
+        stream = Stream(host1, "c1", "10.70.0.12")
+        host1.stop_engine()
+        host1.stop()
+        host1.start_engine()
+        assert "net1" in host1.networks()
+        assert host1.docker("ps", "--format", "{{.Names}}") == "c1"
+        host1.start()
+        assert stream.lost() == 0
+        run(host1, "c3", "--network", "net1")
+        reaches(host2, "c2", "c3")
+        assert resolves(host1, "c1", "c2") == {"10.70.0.12"}
+        create(host1, "later", "--subnet", "10.73.0.0/24")
+        shown(host2, "later", within_s=SOON_S)
+        host1.docker("network", "rm", "later")
+        host1.docker("rm", "-f", "c1", "c3")
+        nothing_of(world, "c1", "c3")
+    finally:
+        configured(host1, live_restore=False)
+
+
 def nothing_of(world: Failing, *names: str) -> None:
     """Returns when no name of these is in the store."""
     eventually(
