@@ -12,15 +12,17 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from pyvxlan.daemon import dockerconfig
+from pyvxlan.daemon import dockerconfig, ipam
 from pyvxlan.daemon.apiclient import ApiClient, ClientError
 from pyvxlan.daemon.errors import ConfigError
 from pyvxlan.daemon.findings import Finding, Level
 from pyvxlan.daemon.hostchecks import HOST_CHECKS
 from pyvxlan.daemon.hostview import CALL_S, Check, Host, run
+from pyvxlan.daemon.model import DOCKER_BRIDGE, Cidr
 from pyvxlan.daemon.tunnels import judge
 
 OLDEST_DOCKER = (20, 10)
@@ -138,6 +140,34 @@ def _dns(host: Host) -> tuple[Level, str]:
     return "ok", f"{path} names {address} first"
 
 
+def check_ranges(host: Host) -> Finding | None:
+    """Whether a network has addresses of the bridge that leads its containers out of the host."""
+    held = [
+        ip_interface(f"{info['local']}/{info['prefixlen']}").network
+        for link in host.links
+        if link["ifname"] == DOCKER_BRIDGE
+        for info in link["addr_info"]
+        if info.get("scope") == "global"
+    ]
+    return ranges_of(held, host.listed("networks")) if held else None
+
+
+def ranges_of(held: Sequence[Cidr], networks: Sequence[Mapping[str, Any]]) -> Finding:
+    """Judges the ranges of Docker's bridge beside those of the cluster's networks."""
+    for network in networks:
+        for subnet in network["subnets"]:
+            cidr = ip_network(subnet["cidr"])
+            if any(ipam.overlap(cidr, other) for other in held):
+                text = (
+                    f"network {network['name']} has {cidr}, which shares addresses with "
+                    f"{DOCKER_BRIDGE} of this host: its containers don't start here. Remove the "
+                    f"bridge and run docker network create --subnet RANGE {DOCKER_BRIDGE}, or "
+                    "create the network anew with another subnet"
+                )
+                return Finding("error", "ranges", text)
+    return Finding("ok", "ranges", f"no network shares addresses with {DOCKER_BRIDGE}")
+
+
 def check_order(host: Host) -> Finding | None:
     """Whether systemd starts the daemon before Docker."""
     if not host.docker_there or not Path("/run/systemd/system").is_dir():
@@ -169,7 +199,9 @@ def order_of(shown: Mapping[str, str]) -> Finding:
     return Finding("ok", "order", f"{UNIT} is started at boot, with Docker and before it")
 
 
-DOCKER_CHECKS: Sequence[Check] = (check_docker, check_plugin, check_dns, check_order)
+DOCKER_CHECKS: Sequence[Check] = (
+    check_docker, check_plugin, check_dns, check_ranges, check_order,
+)  # fmt: skip
 CHECKS: Sequence[Check] = (
     check_daemon, check_store, check_tunnels, *HOST_CHECKS, *DOCKER_CHECKS,
 )  # fmt: skip

@@ -5,7 +5,7 @@ All are frozen. They are parsed once, at the edge, and trusted afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
@@ -31,6 +31,20 @@ MTU_MIN_BYTES = 576
 DEFAULT_UDP_PORT = 4789
 KERNEL_UDP_PORT = 8472
 """The port that Linux gives its vxlan devices unless told otherwise."""
+DOCKER_BRIDGE = "docker_gwbridge"
+"""Docker's own bridge that leads containers of overlays out of their host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a new network has to get along with on this host.
+
+    `routes` are what the host routes, without default routes and without our own, each with the
+    name of its link; `mtu_bytes` is that of the link that carries the underlay.
+    """
+
+    routes: Sequence[tuple[Cidr, str]]
+    mtu_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -317,7 +317,19 @@ class Networks:
             f"network {network.name} is in use by {', '.join(shown)}: detach them first"
         )
 
-    async def owned(self, used: Mapping[Cidr, str]) -> list[tuple[Cidr, str]]:
+    async def check_disjoint(
+        self, cidr: Cidr, used: Mapping[Cidr, str], reserved: Sequence[tuple[Cidr, str]]
+    ) -> None:
+        """Refuses a subnet that touches a used or a reserved one.
+
+        Raises:
+            ConflictError: It does; the message names both, and whose the other is.
+        """
+        ipam.check_disjoint(cidr, reserved)
+        if any(ipam.overlap(cidr, other) for other in used):
+            ipam.check_disjoint(cidr, await self._owned(used))
+
+    async def _owned(self, used: Mapping[Cidr, str]) -> list[tuple[Cidr, str]]:
         """Gives used subnets with a name for each one's owner."""
         names = {network.id: f"network {network.name}" for network in await self.all()}
         names |= {
@@ -340,9 +352,8 @@ class Networks:
             return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges, wish.aux_addresses)
         keep_to = await bounds()
         if unchecked:
-            owned = [*await self.owned(used), *keep_to.reserved]
             for cidr in unchecked:
-                ipam.check_disjoint(cidr, owned)
+                await self.check_disjoint(cidr, used, keep_to.reserved)
         if not subnets:
             v4 = [pool for pool in keep_to.pools if pool.base.version == 4]
             subnets.append(ipam.next_pool(v4, used, keep_to.routed))

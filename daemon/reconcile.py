@@ -277,7 +277,7 @@ class Reconciler:
                 local[nid].append((here, endpoint))
             else:
                 local[nid] = local[nid]
-        if EVERYTHING in dirty or not self._wanted:
+        if EVERYTHING in dirty or (local and not self._wanted):
             dirty = set(local)
             mtu_bytes = await self._net.underlay_mtu(self._site.host.vtep)
             self._site = replace(self._site, gateway_mtu_bytes=min(GATEWAY_MTU_BYTES, mtu_bytes))

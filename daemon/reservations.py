@@ -96,7 +96,7 @@ class Reservations:
             if cidr is None:
                 chosen = ipam.next_pool(pools, used, routed)
             else:
-                ipam.check_disjoint(cidr, [*await self._networks.owned(used), *reserved])
+                await self._networks.check_disjoint(cidr, used, reserved)
                 chosen = cidr
             checks = [
                 Check(records.alive_key(self._host.id), self._token()),

@@ -35,6 +35,7 @@ from pyvxlan.daemon.kv import Store
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.model import (
+    DOCKER_BRIDGE,
     OVERHEAD_BYTES,
     Address,
     Cidr,
@@ -43,6 +44,7 @@ from pyvxlan.daemon.model import (
     LocalEndpoint,
     Network,
     Sandbox,
+    Surroundings,
 )
 from pyvxlan.daemon.networks import Networks, SeenPools, SubnetBounds
 from pyvxlan.daemon.repair import FENCE_S, Repair
@@ -83,11 +85,16 @@ class HostNet(Protocol):
     async def sandbox_links(self, sandbox: Sandbox) -> Sequence[str]:
         """Names of the interfaces inside a sandbox."""
 
-    async def underlay_mtu(self, address: Address) -> int:
-        """MTU in bytes of the interface that holds an underlay address."""
+    async def surroundings(self, underlay: Address) -> Surroundings:
+        """What the host routes over which link, and the MTU behind an underlay address."""
 
-    async def host_routes(self) -> Sequence[Cidr]:
-        """What the host routes already, without the default routes and without our own."""
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """A subnet that this host has reserved, and the MTU that the host had then."""
+
+    cidr: Cidr
+    mtu: Mtu
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,14 +198,13 @@ class Service:
         """Compares this host's part of the store once; see `Repair`."""
         await self._repair.repair()
 
-    async def groundwork(self) -> Groundwork:
+    async def groundwork(self, mtu: Mtu) -> Groundwork:
         """Reads what a network whose subnets are reserved is made from, before the rest is known.
 
         Raises:
             StoreError: The store does not answer.
         """
-        pools, mtu = await asyncio.gather(self._networks.see_pools(), self._mtu())
-        return Groundwork(mtu, pools)
+        return Groundwork(mtu, await self._networks.see_pools())
 
     async def create_network(
         self,
@@ -217,25 +223,27 @@ class Service:
             ConflictError: The name, the VNI or a subnet is taken.
             ExhaustedError: No pool has a free subnet.
         """
-        mtu = groundwork.mtu if groundwork else await self._mtu()
-        seen = groundwork.pools if groundwork else None
+        if groundwork:
+            mtu, seen = groundwork.mtu, groundwork.pools
+        else:
+            mtu, seen = self._mtu(await self._net.surroundings(self._host.vtep)), None
         wish = parse_network_spec(spec, mtu)
         return await self._networks.create(wish, self._subnet_bounds, held=held, seen=seen)
 
-    async def check_network(self, spec: NetworkSpec) -> NetworkWish:
+    def check_network(self, spec: NetworkSpec, mtu: Mtu) -> NetworkWish:
         """Checks what can be told of a wish for a network without the store.
 
         Raises:
             InvalidError: A value is not acceptable.
         """
-        return parse_network_spec(spec, await self._mtu())
+        return parse_network_spec(spec, mtu)
 
-    async def _mtu(self) -> Mtu:
-        version = self._host.vtep.version
-        underlay = self._settings.mtu_bytes or await self._net.underlay_mtu(self._host.vtep)
-        return Mtu(underlay, OVERHEAD_BYTES[version], self._state.config.mtu_bytes)
+    def _mtu(self, around: Surroundings) -> Mtu:
+        underlay = self._settings.mtu_bytes or around.mtu_bytes
+        overhead = OVERHEAD_BYTES[self._host.vtep.version]
+        return Mtu(underlay, overhead, self._state.config.mtu_bytes)
 
-    async def reserve_subnet(self, cidr: Cidr | None, *, version: int) -> Cidr:
+    async def reserve_subnet(self, cidr: Cidr | None, *, version: int) -> Reserved:
         """Reserves a subnet for a network to be: the one given, or a free one of the pools.
 
         Raises:
@@ -243,20 +251,25 @@ class Service:
             ExhaustedError: The pools have none left.
         """
         # The store answers while the kernel is asked.
-        seen, bounds = await asyncio.gather(self._networks.see_pools(), self._subnet_bounds())
+        seen, around = await asyncio.gather(
+            self._networks.see_pools(), self._net.surroundings(self._host.vtep)
+        )
+        bounds = await self._subnet_bounds(around)
         pools = [pool for pool in bounds.pools if pool.base.version == version]
         if version == 6 and not pools:
             pools = [ipam.unique_local_pool(self._membership.cluster)]
-        return await self.reservations.reserve_subnet(
+        chosen = await self.reservations.reserve_subnet(
             cidr, pools=pools, routed=bounds.routed, reserved=bounds.reserved, seen=seen
         )
+        return Reserved(chosen, self._mtu(around))
 
-    async def _subnet_bounds(self) -> SubnetBounds:
+    async def _subnet_bounds(self, around: Surroundings | None = None) -> SubnetBounds:
         """Says where subnets come from, and what they must not touch."""
+        around = around or await self._net.surroundings(self._host.vtep)
         pools = self._state.config.pools
         if pools is None:
             pools = tuple(records.parse_pool(text) for text in self._settings.pools)
-        routes = await self._net.host_routes()
+        routes = [route for route, _ in around.routes]
         gateway = await self._gateway_subnet(routes)
         routed = [*routes, gateway]
         reserved: list[tuple[Cidr, str]] = [
@@ -265,6 +278,11 @@ class Service:
         reserved += [
             (ipam.as_cidr(host.vtep), f"host {host.name}'s underlay")
             for host in {self._host.id: self._host, **self._state.hosts}.values()
+        ]
+        reserved += [
+            (route, f"{link}, Docker's way out of containers on this host")
+            for route, link in around.routes
+            if link == DOCKER_BRIDGE
         ]
         return SubnetBounds(pools, routed, reserved)
 
@@ -505,10 +523,12 @@ class Service:
         """
         if self._local.gateway_subnet is None or not self._local.gateway_addresses:
             wanted = IPv4Network(self._settings.gateway_subnet)
-            routed = await self._net.host_routes() if routes is None else routes
+            if routes is None:
+                around = await self._net.surroundings(self._host.vtep)
+                routes = [route for route, _ in around.routes]
             kept = self._local.gateway_subnet
-            if kept is None or any(ipam.overlap(kept, route) for route in routed):
-                chosen = ipam.next_gateway_subnet(wanted, routed)
+            if kept is None or any(ipam.overlap(kept, route) for route in routes):
+                chosen = ipam.next_gateway_subnet(wanted, routes)
                 self._local.remember_gateway_subnet(chosen)
         subnet = self._local.gateway_subnet
         assert subnet is not None

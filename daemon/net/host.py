@@ -6,12 +6,12 @@ import ipaddress
 from collections.abc import Iterable, Mapping
 
 from pyvxlan.daemon.errors import ConfigError
-from pyvxlan.daemon.model import Address, Cidr, Interface
+from pyvxlan.daemon.model import DOCKER_BRIDGE, Address, Cidr, Interface
 from pyvxlan.daemon.net import links, namespaces
 from pyvxlan.daemon.net.links import KernelLink
 from pyvxlan.daemon.net.values import GATEWAY_BRIDGE, NAMES_LINK
 
-NOT_UNDERLAY = frozenset({GATEWAY_BRIDGE, NAMES_LINK, "docker0", "docker_gwbridge"})
+NOT_UNDERLAY = frozenset({GATEWAY_BRIDGE, NAMES_LINK, "docker0", DOCKER_BRIDGE})
 """Links for this host's own containers: other hosts reach none of their addresses."""
 
 
@@ -33,16 +33,19 @@ def addresses(found: Mapping[str, KernelLink]) -> list[tuple[str, Interface]]:
     return sorted(pairs, key=lambda pair: (pair[1].version, pair[0], pair[1]))
 
 
-def routes(found: Mapping[str, KernelLink]) -> list[Cidr]:
-    """What the host routes, without default routes, link-local ranges and our gateway bridge."""
+def routes(found: Mapping[str, KernelLink]) -> list[tuple[Cidr, str]]:
+    """What the host routes, and over which link.
+
+    Without default routes, link-local ranges and our gateway bridge.
+    """
     routed = {
-        route.destination
+        (route.destination, name)
         for name, entry in found.items()
         if name != GATEWAY_BRIDGE
         for route in entry.link.routes
         if route.destination.prefixlen and not route.destination.is_link_local
     }
-    return sorted(routed, key=lambda cidr: (cidr.version, cidr))
+    return sorted(routed, key=lambda one: (one[0].version, *one))
 
 
 def mtu(found: Mapping[str, KernelLink], address: Address) -> int:

@@ -21,7 +21,7 @@ from typing import ParamSpec, Protocol, TypeVar
 
 from pyvxlan.daemon.config import Settings
 from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError, NotFoundError
-from pyvxlan.daemon.model import Address, Cidr, Interface, Sandbox
+from pyvxlan.daemon.model import Address, Interface, Sandbox, Surroundings
 from pyvxlan.daemon.net import gateway as gateway_bridge
 from pyvxlan.daemon.net import (
     host,
@@ -144,9 +144,10 @@ class Net:
         """MTU in bytes of the interface that holds an underlay address."""
         return host.mtu(await self._host(), address)
 
-    async def host_routes(self) -> Sequence[Cidr]:
-        """What the host routes already, without the default routes and without our own."""
-        return host.routes(await self._host())
+    async def surroundings(self, underlay: Address) -> Surroundings:
+        """What the host routes over which link, and the MTU behind an underlay address."""
+        found = await self._host()
+        return Surroundings(tuple(host.routes(found)), host.mtu(found, underlay))
 
     async def local_addresses(self) -> Sequence[tuple[str, Interface]]:
         """Addresses that other hosts might reach, each with its interface."""

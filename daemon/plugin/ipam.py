@@ -19,6 +19,7 @@ from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.model import Address, Cidr, Network
 from pyvxlan.daemon.plugin.codec import AddressRelease, AddressRequest, PoolRelease, PoolRequest
 from pyvxlan.daemon.plugin.pairing import Pairing, held_by_itself
+from pyvxlan.daemon.requests import Mtu
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,13 @@ PUBLISH_S = 5.0
 class PendingPool:
     """A subnet that Docker has asked for.
 
-    `copy_of` is the cluster's network that has it, if any; `engine_id` is Docker's network, once it
-    was told.
+    `copy_of` is the cluster's network that has it, if any, else `mtu` is there; `engine_id` is
+    Docker's network, once it was told.
     """
 
     cidr: Cidr
     copy_of: Network | None = None
+    mtu: Mtu | None = None
     gateway: Address | None = None
     spared: set[Address] = field(default_factory=set)
     engine_id: str = ""
@@ -76,12 +78,14 @@ class IpamDriver:
             copy_of = self._to_copy(request.copy_of, cidr)
         elif cidr:
             copy_of = self._uncopied(cidr)
+        mtu = None
         if copy_of is None:
-            cidr = await self._handover.service.reserve_subnet(cidr, version=version)
+            reserved = await self._handover.service.reserve_subnet(cidr, version=version)
+            cidr, mtu = reserved.cidr, reserved.mtu
         assert cidr is not None
         if copy_of and cidr in self.pending:
             raise ConflictError(f"subnet {cidr} is asked for twice at the same time: try again")
-        self.pending[cidr] = PendingPool(cidr, copy_of)
+        self.pending[cidr] = PendingPool(cidr, copy_of, mtu)
         return f"{SPACE}/{cidr}", cidr
 
     async def release_pool(self, request: PoolRelease) -> None:

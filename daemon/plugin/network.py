@@ -32,7 +32,7 @@ from pyvxlan.daemon.plugin.codec import (
 from pyvxlan.daemon.plugin.engine import QUICK_S, Engine, EngineError
 from pyvxlan.daemon.plugin.ipam import SPACE, IpamDriver, PendingPool
 from pyvxlan.daemon.plugin.pairing import Pairing
-from pyvxlan.daemon.requests import NetworkSpec, check_dns_name
+from pyvxlan.daemon.requests import Mtu, NetworkSpec, check_dns_name
 from pyvxlan.daemon.state import State
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class NetworkDriver:
         state: Which networks the cluster has.
         engine: Tells names.
         names_address: Where containers ask for names.
-        publish: Called with Docker's id of a new network, which should be told to the cluster.
+        publish: Called with Docker's id of a new network, which should be told to the cluster, and
+            the MTU that it was checked against.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class NetworkDriver:
         state: State,
         engine: Engine,
         names_address: str,
-        publish: Callable[[str], None],
+        publish: Callable[[str, Mtu], None],
     ) -> None:
         self.removing: set[str] = set()
         """Networks that this daemon itself takes out of Docker."""
@@ -105,13 +106,14 @@ class NetworkDriver:
             for pool in pools:
                 self._addresses.pending.pop(pool.cidr, None)
             return
-        wish = await self._handover.service.check_network(_spec(request))
+        (mtu, *_) = [pool.mtu for pool in pools if pool.mtu]
+        wish = self._handover.service.check_network(_spec(request), mtu)
         for known in self._state.networks.values():
             if wish.vni is not None and known.vni == wish.vni:
                 raise ConflictError(f"VNI {wish.vni} is taken by network {known.name}")
         for pool in pools:
             pool.engine_id = request.network_id
-        self._publish(request.network_id)
+        self._publish(request.network_id, mtu)
 
     async def delete_network(self, request: NetworkDeletion) -> None:
         """Removes a network from the cluster, if a user removed it and nobody uses it.

@@ -115,6 +115,13 @@ def test_names_of_all_kinds_cross_hosts(engines: DockerWorld) -> None:
     for name in ("n1", "n1.names", "N1", short, "hosty"):
         assert resolves(host2, "n3", name) == {"10.62.0.2"}, name
     assert resolves(host2, "n3", "web") == {"10.62.0.2", "10.62.0.3"}
+    run(host2, "n4", "--network", "names", "--network-alias", "web")
+    everywhere = {"10.62.0.2", "10.62.0.3", "10.62.0.5"}
+    for host, asker, name in ((host1, "n1", "web.pyvxlan"), (host2, "n3", "web.names.pyvxlan")):
+        eventually(
+            lambda host=host, asker=asker, name=name: resolves(host, asker, name) == everywhere,
+            what=f"all holders have {name}",
+        )
     assert "n1.names" in host2.docker("exec", "n3", "nslookup", "10.62.0.2")
     host1.docker("rename", "n1", "other")
     assert resolves(host2, "n3", "other") == {"10.62.0.2"}

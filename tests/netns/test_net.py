@@ -25,7 +25,7 @@ from pyvxlan.daemon.errors import (
     NotFoundError,
 )
 from pyvxlan.daemon.ipam import mac_for
-from pyvxlan.daemon.model import gateway_host_ifname, host_ifname
+from pyvxlan.daemon.model import Surroundings, gateway_host_ifname, host_ifname
 from pyvxlan.daemon.net import (
     BRIDGE,
     GATEWAY_BRIDGE,
@@ -594,9 +594,11 @@ async def test_two_addresses_and_no_default_route_are_not_obvious(net):
 
 
 async def test_host_routes_leave_out_our_own(net, box):
-    before = await net.host_routes()
+    vtep = ip_address("198.18.0.1")
+    before = await net.surroundings(vtep)
     await build(net, await wanted(net, box))
-    assert await net.host_routes() == before == [ip_network("198.18.0.0/24")]
+    routes = ((ip_network("198.18.0.0/24"), "under0"),)
+    assert await net.surroundings(vtep) == before == Surroundings(routes, 1400)
 
 
 async def test_rules_are_for_the_bridges_subnet(net, home):

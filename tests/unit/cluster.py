@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 from pathlib import Path
 from random import Random
 
@@ -16,7 +16,7 @@ from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
-from pyvxlan.daemon.model import Address, Cidr, Host, Sandbox
+from pyvxlan.daemon.model import Address, Cidr, Host, Sandbox, Surroundings
 from pyvxlan.daemon.net import Carried
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import State
@@ -30,7 +30,7 @@ class MemoryNet:
     def __init__(self) -> None:
         self.sandboxes: dict[str, Sandbox] = {}
         self.links: dict[int, list[str]] = {}
-        self.routes: list[Cidr] = []
+        self.routes: list[tuple[Cidr, str]] = []
         self.mtu = 1500
         self.ports: dict[str, Carried] = {}
 
@@ -52,11 +52,8 @@ class MemoryNet:
     async def carried(self) -> Mapping[str, Carried]:
         return self.ports
 
-    async def underlay_mtu(self, address: Address) -> int:
-        return self.mtu
-
-    async def host_routes(self) -> Sequence[Cidr]:
-        return self.routes
+    async def surroundings(self, underlay: Address) -> Surroundings:
+        return Surroundings(self.routes, self.mtu)
 
 
 class MemoryReconciler:
@@ -189,7 +186,3 @@ class Cluster:
         for node in list(self.nodes):
             await self.stop(node)
         await self.store.close()
-
-
-def cidrs(*texts: str) -> list[Cidr]:
-    return [ip_network(text) for text in texts]

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,22 @@ def test_broken_daemon_json_is_an_error(place: Place) -> None:
 def test_order_of_the_units(shown: dict[str, str], level: str, said: str) -> None:
     found = doctor.order_of(shown)
     assert (found.level, said in found.text) == (level, True)
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "level", "said"),
+    [
+        (("10.0.0.0/24", "fd00::/64"), "ok", "no network"),
+        (("10.0.0.0/24", "172.18.9.0/24"), "error", "network n1 has 172.18.9.0/24"),
+        (("172.16.0.0/12",), "error", "docker network create --subnet RANGE docker_gwbridge"),
+    ],
+)
+def test_ranges_of_networks_beside_dockers_own(
+    cidrs: tuple[str, ...], level: str, said: str
+) -> None:
+    networks = [{"name": f"n{n}", "subnets": [{"cidr": cidr}]} for n, cidr in enumerate(cidrs)]
+    found = doctor.ranges_of([ip_network("172.18.0.0/16")], networks)
+    assert (found.level, said.replace("n1", f"n{len(cidrs) - 1}") in found.text) == (level, True)
 
 
 # The commands

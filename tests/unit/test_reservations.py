@@ -41,7 +41,7 @@ async def claims(node: Node) -> set[str]:
 
 
 async def test_reserved_subnet_is_nobody_elses_until_it_is_given_back(one: Node, two: Node) -> None:
-    assert await one.service.reserve_subnet(TEN, version=4) == TEN
+    assert (await one.service.reserve_subnet(TEN, version=4)).cidr == TEN
     with pytest.raises(ConflictError, match=str(TEN)):
         await two.service.reserve_subnet(TEN, version=4)
     with pytest.raises(ConflictError):
@@ -64,12 +64,12 @@ async def test_network_takes_its_reserved_subnet_over(one: Node) -> None:
 
 
 async def test_what_was_read_ahead_of_a_network_may_have_changed(one: Node, two: Node) -> None:
-    await one.service.reserve_subnet(TEN, version=4)
-    ahead = await one.service.groundwork()
+    reserved = await one.service.reserve_subnet(TEN, version=4)
+    ahead = await one.service.groundwork(reserved.mtu)
     other = await network(two, "10.8.0.0/24")
     spec = NetworkSpec("n2", subnets=(str(TEN),))
     made = await one.service.create_network(spec, held={TEN}, groundwork=ahead)
-    used = (await one.service.groundwork()).pools
+    used = (await one.service.groundwork(reserved.mtu)).pools
     assert parsed_pools(used.item) == {TEN: made.id, ip_network("10.8.0.0/24"): other.id}
 
 
@@ -77,7 +77,7 @@ async def test_subnets_reserved_by_two_hosts_at_once_differ(one: Node, two: Node
     given = await asyncio.gather(
         *(node.service.reserve_subnet(None, version=4) for node in (one, two) * 5)
     )
-    assert len(set(given)) == 10
+    assert len({one.cidr for one in given}) == 10
 
 
 async def test_addresses_reserved_by_two_hosts_at_once_differ(one: Node, two: Node) -> None:

@@ -27,7 +27,7 @@ from pyvxlan.daemon.errors import (
 from pyvxlan.daemon.kv import Delete, Item, Write
 from pyvxlan.daemon.model import LocalEndpoint, Network, Sandbox
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
-from tests.unit.cluster import Cluster, Node, cidrs
+from tests.unit.cluster import Cluster, Node
 
 
 async def keys(cluster: Cluster) -> set[str]:
@@ -66,13 +66,27 @@ async def test_network_is_seen_by_every_host(one: Node, two: Node) -> None:
 
 
 async def test_networks_get_different_subnets_and_skip_what_is_routed(one: Node) -> None:
-    one.net.routes = cidrs("10.0.1.0/24")
+    one.net.routes = [(ip_network("10.0.1.0/24"), "eth1")]
     made = [await network(one, f"n{number}") for number in range(3)]
     assert [str(each.subnets[0].cidr) for each in made] == [
         "10.0.0.0/24",
         "10.0.2.0/24",
         "10.0.3.0/24",
     ]
+
+
+async def test_subnet_of_dockers_way_out_is_refused_and_what_else_is_routed_is_not(
+    one: Node,
+) -> None:
+    one.net.routes = [
+        (ip_network("172.18.0.0/16"), "docker_gwbridge"),
+        (ip_network("10.9.0.0/16"), "eth1"),
+    ]
+    with pytest.raises(ConflictError, match=r"172\.18\.0\.0/16 of docker_gwbridge"):
+        await network(one, subnets=("172.18.5.0/24",))
+    with pytest.raises(ConflictError, match="docker_gwbridge"):
+        await one.service.reserve_subnet(ip_network("172.18.0.0/16"), version=4)
+    assert await network(one, subnets=("10.9.5.0/24",))
 
 
 async def test_of_many_creators_of_one_name_one_wins(cluster: Cluster) -> None:
