@@ -4,11 +4,12 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::time::{Duration, Instant};
 
 use support::{Packet, MAC_A, MAC_B};
 use vxlan_dataplane::engine::{Engine, EngineError, Event, NetworkConfig};
@@ -142,14 +143,160 @@ fn every_datagram_is_received_or_counted_as_dropped_by_the_kernel() {
     };
     assert!(dropped(&engine) > 0);
     engine.resume().unwrap();
-    let deadline = std::time::Instant::now() + LIMIT;
-    while engine.stats().unwrap().underlay.received_datagrams + dropped(&engine) < SENT {
+    wait_until_received(&engine, SENT);
+}
+
+/// Whether the second worker's thread has had nothing to do while `during` ran.
+fn second_slept(engine: &Engine, during: impl FnOnce()) -> bool {
+    let idle_ns = || u128::from(engine.stats().unwrap().idle_ns[1]);
+    let before_ns = idle_ns();
+    let begin = Instant::now();
+    during();
+    let passed = begin.elapsed();
+    idle_ns() - before_ns >= passed.as_nanos()
+}
+
+/// A paused engine whose second worker sleeps already: at first it serves what it has to know.
+fn paused_with_second_asleep(own: IpAddr, queues: Vec<OwnedFd>) -> Engine {
+    let engine = Engine::start_paused(open_underlay(own, PORT, 2, true, 4).unwrap(), 2).unwrap();
+    engine.attach(config(7), queues).unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while !second_slept(&engine, std::thread::yield_now) {
+        assert!(Instant::now() < deadline, "it stays awake");
+    }
+    engine
+}
+
+#[test]
+fn light_traffic_is_for_the_first_worker_whatever_socket_and_queue_it_takes() {
+    let own = address(10, 1);
+    let ((first, mut at_first), (second, mut at_second)) = (queue(), queue());
+    let engine = paused_with_second_asleep(own, vec![first, second]);
+    engine.resume().unwrap();
+    let vtep = address(10, 2);
+    engine.apply(vni(7), &[(MAC_B, vtep)], &[]).unwrap();
+    let peer = UdpSocket::bind((vtep, PORT)).unwrap();
+    peer.set_read_timeout(Some(LIMIT)).unwrap();
+    at_second.set_nonblocking(true).unwrap();
+    let slept = second_slept(&engine, || {
+        for round in 0..50 {
+            let from = if round % 2 == 0 {
+                &mut at_first
+            } else {
+                &mut at_second
+            };
+            send(from, &frame(MAC_A, MAC_B));
+            peer.recv(&mut [0; 2000]).unwrap();
+        }
+        // Of many source ports some belong to each socket, whose worker writes to its queue.
+        let mut seconds = 0;
+        for port in 20_000..20_050 {
+            let peer = UdpSocket::bind((vtep, port)).unwrap();
+            let datagram = [&vxlan::header(vni(7))[..], &frame(MAC_B, MAC_A)].concat();
+            peer.send_to(&datagram, (own, PORT)).unwrap();
+            seconds += usize::from(in_either(&at_first, &mut at_second) == 1);
+        }
         assert!(
-            std::time::Instant::now() < deadline,
-            "some are in no counter"
+            (1..50).contains(&seconds),
+            "{seconds} of 50 by the second socket"
         );
+    });
+    assert!(slept);
+    engine.close();
+    assert!(engine.events().is_empty());
+}
+
+/// Waits for a frame in one of two containers' ends and takes it; which one had it.
+fn in_either(first: &UnixStream, second: &mut UnixStream) -> usize {
+    let poll = |stream: &UnixStream| libc::pollfd {
+        fd: stream.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut polls = [poll(first), poll(second)];
+    // SAFETY: `polls` are two valid entries until the call returns.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, LIMIT.as_millis() as libc::c_int) };
+    assert_eq!(ready, 1, "no frame came");
+    let had = usize::from(polls[1].revents != 0);
+    let mut stream = if had == 1 { &*second } else { first };
+    assert!(stream.read(&mut [0; 2000]).unwrap() > 0);
+    had
+}
+
+#[test]
+fn heavy_traffic_wakes_the_second_worker_and_stays_in_order() {
+    const FLOWS: u8 = 32;
+    const ROUNDS: u32 = 250;
+    let own = address(11, 1);
+    let queues = [(); 2].map(|()| UnixDatagram::pair().unwrap());
+    let [(first, at_first), (second, at_second)] = queues;
+    let engine = paused_with_second_asleep(own, vec![first.into(), second.into()]);
+    let vtep = address(11, 2);
+    engine.apply(vni(7), &[(MAC_B, vtep)], &[]).unwrap();
+    let flows = (0..FLOWS).map(|flow| UdpSocket::bind((vtep, 21_000 + u16::from(flow))).unwrap());
+    let flows: Vec<_> = flows.collect();
+    // Each container's end reads until nothing more comes; per flow the last number.
+    let readers = [at_first, at_second].map(|end| std::thread::spawn(move || read_in_order(&end)));
+    let mut number = 0_u32;
+    let mut flood = || {
+        for _ in 0..ROUNDS {
+            number += 1;
+            for (flow, socket) in (0..FLOWS).zip(&flows) {
+                let mut frame = frame(MAC_B, MAC_A);
+                let end = frame.len();
+                frame[end - 5] = flow;
+                frame[end - 4..].copy_from_slice(&number.to_be_bytes());
+                let datagram = [&vxlan::header(vni(7))[..], &frame].concat();
+                socket.send_to(&datagram, (own, PORT)).unwrap();
+            }
+        }
+        u64::from(number) * u64::from(FLOWS)
+    };
+    // So much waits for both sockets that one thread would be busy for long.
+    let mut sent = flood();
+    let resume = || {
+        engine.resume().unwrap();
+        wait_until_received(&engine, sent);
+    };
+    assert!(!second_slept(&engine, resume), "one worker does it all");
+    for _ in 0..3 {
+        sent = flood();
+    }
+    wait_until_received(&engine, sent);
+    engine.close();
+    assert!(engine.events().is_empty());
+    let flows_seen: usize = readers.map(|reader| reader.join().unwrap()).iter().sum();
+    assert_eq!(flows_seen, usize::from(FLOWS));
+}
+
+/// Waits until all datagrams were received or counted as dropped by the kernel.
+fn wait_until_received(engine: &Engine, sent: u64) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let underlay = engine.stats().unwrap().underlay;
+        if underlay.received_datagrams + underlay.drops.count(DropReason::ReceiveFull) >= sent {
+            return;
+        }
+        assert!(Instant::now() < deadline, "some are in no counter");
         std::thread::yield_now();
     }
+}
+
+/// Reads frames until nothing more can come, and checks that each flow's numbers grow; how many flows
+/// there were.
+fn read_in_order(end: &UnixDatagram) -> usize {
+    end.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let mut last = BTreeMap::new();
+    let mut bytes = [0; 2000];
+    while let Ok(len) = end.recv(&mut bytes) {
+        if len == 0 {
+            break;
+        }
+        let number = u32::from_be_bytes(bytes[len - 4..len].try_into().unwrap());
+        let before = last.insert(bytes[len - 5], number);
+        assert!(before < Some(number), "{before:?} before {number}");
+    }
+    last.len()
 }
 
 #[test]

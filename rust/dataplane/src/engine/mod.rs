@@ -17,6 +17,7 @@ mod narrow;
 mod network;
 mod patience;
 mod prober;
+mod seat;
 mod segmentation;
 mod tunnels;
 mod vteps;
@@ -200,7 +201,7 @@ impl Engine {
             can_segment: can_segment(send[0].as_fd()),
             tunnels: Arc::new(Tunnels::new(workers)),
             control: new_lock(Control {
-                workers: Vec::with_capacity(workers),
+                workers: Vec::new(),
                 receive_drops,
                 networks: BTreeMap::new(),
                 captures: BTreeMap::new(),
@@ -208,15 +209,17 @@ impl Engine {
                 events: receiver,
             }),
         };
-        for (number, socket) in receive.into_iter().enumerate() {
-            let underlay = UdpUnderlay::new(socket, Arc::clone(&send))
-                .map_err(system("preparing an underlay socket"))?;
-            let lane = Lane::sharing(number, underlay, local.port(), Arc::clone(&engine.tunnels));
-            // On failure the engine is dropped, which ends the workers that run already.
-            let worker =
-                Worker::start(lane, sender.clone()).map_err(system("starting a worker"))?;
-            engine.lock().workers.push(worker);
-        }
+        let lane = |(number, socket)| {
+            let underlay = UdpUnderlay::new(socket, Arc::clone(&send))?;
+            let tunnels = Arc::clone(&engine.tunnels);
+            Ok(Lane::sharing(number, underlay, local.port(), tunnels))
+        };
+        let lanes = receive.into_iter().enumerate().map(lane);
+        let lanes = lanes
+            .collect::<io::Result<_>>()
+            .map_err(system("preparing an underlay socket"))?;
+        engine.lock().workers =
+            Worker::start_all(lanes, &sender).map_err(system("starting a worker"))?;
         engine.switch_segmentation(true)?;
         Ok(engine)
     }
@@ -461,10 +464,7 @@ impl Engine {
         let mut control = self.lock();
         control.networks.clear();
         control.receive_drops.clear();
-        for worker in &control.workers {
-            worker.order(Order::Stop);
-        }
-        control.workers.drain(..).for_each(Worker::join);
+        Worker::stop_all(std::mem::take(&mut control.workers));
     }
 
     fn check_families(&self, vteps: impl Iterator<Item = IpAddr>) -> Result<(), EngineError> {

@@ -172,6 +172,13 @@ impl EventFd {
     }
 }
 
+impl AsFd for Epoll {
+    /// Readable while something is ready, so that another instance can watch it.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
