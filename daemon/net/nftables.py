@@ -1,6 +1,6 @@
 """The nftables table `pyvxlan`: masquerading for the gateway bridge, and a wall between its ports.
 
-    table inet pyvxlan {
+    table ip pyvxlan {
         chain postrouting {
             type nat hook postrouting priority srcnat; policy accept;
             ip saddr 172.18.0.0/16 oifname != "pyvxlan_gw" masquerade
@@ -11,8 +11,10 @@
         }
     }
 
-The table is always replaced as a whole, in one transaction: nobody ever sees half of it. The
-kernel is asked directly, so that no `nft` has to be installed.
+The table is always replaced as a whole, in one transaction: nobody ever sees half of it. Its family
+is IPv4's alone: to masquerade makes the kernel track every connection of a family, the underlay's
+too, and a table of both would make IPv6 pay for what nobody needs there. The kernel is asked
+directly, so that no `nft` has to be installed.
 """
 
 from __future__ import annotations
@@ -46,8 +48,9 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 from pyvxlan.daemon.net.netlink import Netlink, body
 
 TABLE = "pyvxlan"
-NFPROTO_INET = 1
 NFPROTO_IPV4 = 2
+FORMER_FAMILY = 1
+"""NFPROTO_INET, IPv4 and IPv6 in one, of which the table was until the family said above."""
 NF_INET_FORWARD = 2
 NF_INET_POST_ROUTING = 4
 NF_DROP = 0
@@ -89,7 +92,7 @@ def open_netfilter() -> Netlink:
 
 def exists(netlink: Netlink) -> bool:
     """Whether the table is there, whatever it holds."""
-    return any(_ours(_TABLES, answer) for answer in _answers(netlink, _TABLES))
+    return any(_exists(netlink, family) for family in (NFPROTO_IPV4, FORMER_FAMILY))
 
 
 def matches(netlink: Netlink, bridge: str, subnet: IPv4Network) -> bool:
@@ -108,12 +111,12 @@ def matches(netlink: Netlink, bridge: str, subnet: IPv4Network) -> bool:
 
 def replace(netlink: Netlink, bridge: str, subnet: IPv4Network) -> None:
     """Makes the table what it has to be, in one step."""
-    _transact(netlink, [*_removal(), *_addition(bridge, subnet)])
+    _transact(netlink, [*_removal(netlink), *_addition(bridge, subnet)])
 
 
 def remove(netlink: Netlink) -> None:
     """Removes the table with all that is in it; none there is no error."""
-    _transact(netlink, _removal())
+    _transact(netlink, _removal(netlink))
 
 
 def _objects(bridge: str, subnet: IPv4Network) -> list[tuple[_Kind, _Fields]]:
@@ -124,7 +127,6 @@ def _objects(bridge: str, subnet: IPv4Network) -> list[tuple[_Kind, _Fields]]:
         _rule(
             "postrouting",
             [
-                *_equal(_meta(Meta.NFT_META_NFPROTO), bytes([NFPROTO_IPV4])),
                 *_source_in(subnet),
                 *_equal(_meta(Meta.NFT_META_OIFNAME), _padded(bridge), Cmp.NFT_CMP_NEQ),
                 _expression("masq", []),
@@ -227,13 +229,20 @@ def _padded(name: str) -> bytes:
     return name.encode().ljust(_IFNAMSIZ, b"\0")
 
 
-def _removal() -> list[tuple[nlmsg, int, int]]:
+def _removal(netlink: Netlink) -> list[tuple[nlmsg, int, int]]:
+    # A kernel may lack the former family.
+    families = [NFPROTO_IPV4, *([FORMER_FAMILY] if _exists(netlink, FORMER_FAMILY) else [])]
     # Deleting a table that is not there fails; making it first, if need be, never does.
     fields: _Fields = [("NFTA_TABLE_NAME", TABLE)]
     return [
-        (_message(_TABLES, fields), _SUBSYSTEM | NFT_MSG_NEWTABLE, NLM_F_CREATE),
-        (_message(_TABLES, fields), _SUBSYSTEM | NFT_MSG_DELTABLE, 0),
+        (_message(_TABLES, fields, family), _SUBSYSTEM | kind, flags)
+        for family in families
+        for kind, flags in ((NFT_MSG_NEWTABLE, NLM_F_CREATE), (NFT_MSG_DELTABLE, 0))
     ]
+
+
+def _exists(netlink: Netlink, family: int) -> bool:
+    return any(_ours(_TABLES, answer) for answer in _answers(netlink, _TABLES, family))
 
 
 def _addition(bridge: str, subnet: IPv4Network) -> list[tuple[nlmsg, int, int]]:
@@ -243,9 +252,9 @@ def _addition(bridge: str, subnet: IPv4Network) -> list[tuple[nlmsg, int, int]]:
     ]
 
 
-def _message(kind: _Kind, fields: _Fields) -> nlmsg:
+def _message(kind: _Kind, fields: _Fields, family: int = NFPROTO_IPV4) -> nlmsg:
     message = kind.message()
-    message["nfgen_family"] = NFPROTO_INET
+    message["nfgen_family"] = family
     message["attrs"] = fields
     return message
 
@@ -263,9 +272,9 @@ def _transact(netlink: Netlink, requests: Sequence[tuple[nlmsg, int, int]]) -> N
     )
 
 
-def _answers(netlink: Netlink, kind: _Kind) -> tuple[bytes, ...]:
-    """All objects of a kind in inet tables, as the kernel shows them, in its order."""
-    request = body(nfgen_msg(), nfgen_family=NFPROTO_INET)
+def _answers(netlink: Netlink, kind: _Kind, family: int = NFPROTO_IPV4) -> tuple[bytes, ...]:
+    """All objects of a kind in tables of a family, as the kernel shows them, in its order."""
+    request = body(nfgen_msg(), nfgen_family=family)
     try:
         return tuple(bytes(answer) for answer in netlink.dump(request, _SUBSYSTEM | kind.read))
     except OSError as error:

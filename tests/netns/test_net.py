@@ -36,7 +36,7 @@ from pyvxlan.daemon.net import (
     nftables,
     sysctl,
 )
-from tests.netns.world import command, inside
+from tests.netns.world import command, inside, socket_in
 from tests.unit.memory_net import endpoint, host, local, network
 
 pytestmark = pytest.mark.root
@@ -288,11 +288,11 @@ async def test_ipv6_settings_changed_by_hand_are_seen_and_put_right(net, box, na
 @pytest.mark.parametrize(
     "done",
     [
-        "delete table inet pyvxlan",
-        "flush chain inet pyvxlan forward",
-        "delete chain inet pyvxlan postrouting",
-        "add rule inet pyvxlan forward accept",
-        "chain inet pyvxlan forward { policy drop ; }",
+        "delete table ip pyvxlan",
+        "flush chain ip pyvxlan forward",
+        "delete chain ip pyvxlan postrouting",
+        "add rule ip pyvxlan forward accept",
+        "chain ip pyvxlan forward { policy drop ; }",
     ],
 )
 async def test_changed_rules_are_seen_and_put_right(net, box, done):
@@ -301,6 +301,23 @@ async def test_changed_rules_are_seen_and_put_right(net, box, done):
     assert not (await net.observe(())).gateway.ruled
     await net.ensure_gateway(gateway)
     assert (await net.observe(())).gateway.ruled
+
+
+async def test_the_table_of_a_former_version_is_replaced(net, box):
+    command("ip", "netns", "exec", HOME, "nft", "add table inet pyvxlan")
+    await build(net, await wanted(net, box))
+    assert (await net.observe(())).gateway.ruled
+    tables = command("ip", "netns", "exec", HOME, "nft", "list", "tables").stdout
+    assert tables.splitlines() == ["table ip pyvxlan"]
+
+
+async def test_masquerading_tracks_no_connections_of_ipv6(net, box):
+    await build(net, await wanted(net, box))
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket_in(HOME, family, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"x", (address, 9))
+    tracked = command("nsenter", f"--net=/run/netns/{HOME}", "cat", "/proc/net/nf_conntrack").stdout
+    assert {line.split()[0] for line in tracked.splitlines()} == {"ipv4"}
 
 
 async def test_other_tables_are_not_touched(net, box):

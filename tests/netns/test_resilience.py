@@ -176,8 +176,8 @@ OTHER_DAMAGE: dict[str, Callable[[Pair], object]] = {
     "address": lambda pair: pair.one.run("ip", "addr", "flush", "dev", "eth0"),
     "port": lambda pair: in_overlay(pair, "ip", "link", "set", container_port(pair), "nomaster"),
     "gateway bridge": lambda pair: pair.world[1].run("ip", "link", "del", "pyvxlan_gw"),
-    "nftables": lambda pair: pair.world[1].run("nft", "delete", "table", "inet", "pyvxlan"),
-    "rule": lambda pair: pair.world[1].run("nft", "flush", "table", "inet", "pyvxlan"),
+    "nftables": lambda pair: pair.world[1].run("nft", "delete", "table", "ip", "pyvxlan"),
+    "rule": lambda pair: pair.world[1].run("nft", "flush", "table", "ip", "pyvxlan"),
 }
 
 
