@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address
 from typing import TypeAlias
 
@@ -49,6 +49,22 @@ class DockerNames:
         self._address = address
         self._servers: dict[str, NameServer] = {}
         self._failures: dict[str, str] = {}
+
+    @property
+    def serving(self) -> int:
+        """Number of sandboxes that are served, by whichever runtime they were made."""
+        netns_names = self._local.netns_names
+        served = {
+            here.sandbox.path
+            for here in self._local.endpoints.values()
+            if here.engine_id and netns_names.get(here.network_id) in self._servers
+        }
+        return self._factory.serving + len(served)
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """What became of queries, of those too."""
+        return self._factory.outcomes
 
     async def sync(self) -> None:
         """Opens and closes servers; one that can't be opened is tried again at the next call."""

@@ -329,10 +329,12 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     )
     stack.push_async_callback(names.close)
     reconciler.after_round = names.sync
+    served: NameServers | DockerNames = names
     if settings.plugin_path:
         docker = DockerNames(names, local, net.names_sockets, IPv4Address(settings.names_address))
         stack.push_async_callback(docker.close)
         reconciler.after_round = partial(_sync, names, docker)
+        served = docker
     reconciler.on_sandbox_lost = partial(_remove_lost, service)
     status = Status(
         settings=settings,
@@ -342,7 +344,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         membership=membership,
         dataplane=dataplane,
         progress=reconciler,
-        names=names,
+        names=served,
         events=events,
     )
     background = [

@@ -129,6 +129,18 @@ async def test_servers_are_where_dockers_endpoints_are_and_on_the_host(
     await sockets.are_open_in()
 
 
+async def test_containers_that_are_served_are_counted(
+    names: DockerNames, local: LocalRecords
+) -> None:
+    attach(local, 2, "aaa")
+    attach(local, 2, "aaa", of=2)
+    attach(local, 3, "bbb")
+    attach(local, 4, "ccc", docker=False)
+    assert names.serving == 0
+    await names.sync()
+    assert names.serving == 2
+
+
 async def test_server_that_could_not_be_opened_is_tried_again(
     names: DockerNames, local: LocalRecords, sockets: Sockets, caplog: pytest.LogCaptureFixture
 ) -> None:
