@@ -8,6 +8,7 @@ conflict is tried again with a fresh view, a bounded number of times.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
@@ -278,32 +279,45 @@ class Networks:
             InUseError: It has endpoints; the network stays as it was.
         """
         for _ in range(ATTEMPTS):
-            held = await self.find(ref)
+            known = ref in self._state.networks
+            network_id = ref if known else (await self.find(ref)).network.id
+            held, endpoints = await asyncio.gather(
+                self.read(network_id), self._endpoints_on(network_id)
+            )
             network = held.network
             try:
-                await self.check_unused(network)
+                self._check_unused(network, endpoints)
             except InUseError:
                 if network.state == "down":  # A removal broke off here.
                     await self._set_state(held.item, "up")
                 raise
             try:
-                down = await self._set_state(held.item, "down")
+                await self._set_state(held.item, "down")
+                down = await self.read(network_id)
+                if down.network.state == "up":
+                    continue
+                # After that was read: it has none from then on, or another revision.
+                endpoints, pools = await asyncio.gather(
+                    self._endpoints_on(network_id), self._store.get(records.POOLS)
+                )
                 try:
-                    await self.check_unused(network)
+                    self._check_unused(network, endpoints)
                 except InUseError:
-                    await self._set_state(down, "up")
+                    await self._set_state(down.item, "up")
                     raise
-                await self._delete_network(network, down)
+                await self._delete_network(network, down.item, pools)
             except StoreConflictError:
                 continue
             log.info("network removed network=%s name=%s", network.id, network.name)
             return network
         raise StoreConflictError(f"network {ref}: its record keeps changing; try again")
 
-    async def check_unused(self, network: Network) -> None:
+    async def _endpoints_on(self, network_id: str) -> list[Endpoint]:
+        items = await self._store.list(records.endpoints_prefix(network_id))
+        return [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
+
+    def _check_unused(self, network: Network, endpoints: Sequence[Endpoint]) -> None:
         """Raises `InUseError` if a network has endpoints; the message names them and the hosts."""
-        items = await self._store.list(records.endpoints_prefix(network.id))
-        endpoints = [endpoint for item in items.values() if (endpoint := parsed_endpoint(item))]
         if not endpoints:
             return
         hosts = {id_: host.name for id_, host in self._state.hosts.items()}
@@ -407,17 +421,12 @@ class Networks:
                 "out --vni to get a free one"
             )
 
-    async def _set_state(self, item: Item, state: Literal["up", "down"]) -> Item:
+    async def _set_state(self, item: Item, state: Literal["up", "down"]) -> None:
         value = records.with_state(item.value, state)
         if value != item.value:
             await self._store.txn([Check(item.key, item.revision)], [Write(item.key, value)])
-        changed = await self._store.get(item.key)
-        if changed is None or changed.value != value:
-            raise StoreConflictError(f"{item.key} was changed by another host")
-        return changed
 
-    async def _delete_network(self, network: Network, item: Item) -> None:
-        used_item = await self._store.get(records.POOLS)
+    async def _delete_network(self, network: Network, item: Item, used_item: Item | None) -> None:
         used = {
             cidr: owner for cidr, owner in parsed_pools(used_item).items() if owner != network.id
         }
