@@ -253,9 +253,10 @@ class Steward:
             )
             if shown and not any(n.name == shown.name for n in self._state.networks.values()):
                 await self._publish(shown, groundwork)
-                self._poke_later()
-                return
-        self.poke()
+        if engine_id in self._pairing.pairs:
+            self._poke_later()
+        else:
+            self.poke()
 
     async def _made(self, engine_id: str) -> EngineNetwork | None:
         """A network that Docker is making, as soon as it shows it; None if it doesn't in time."""
