@@ -360,8 +360,13 @@ def _names_address(value: Value) -> str:
 
 def _store(value: Value) -> str:
     text = str(value)
-    if not re.fullmatch(r"[a-z][a-z0-9+-]*://.+", text):
-        raise ValueError("must be a URL such as sqlite:////var/lib/pyvxlan/store.db")
+    if text.startswith("/"):
+        raise ValueError(f"is a path: write sqlite://{text}")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9+-]*://.+", text):
+        raise ValueError(
+            "must be a URL such as sqlite:////var/lib/pyvxlan/store.db or "
+            "etcd://host1:2379,host2:2379"
+        )
     return text
 
 

@@ -44,6 +44,18 @@ OPTIONS: Mapping[str, Set[str]] = {
 }
 
 
+_USER = "name a user with user=NAME&password-file=PATH"
+CREDENTIALS: Mapping[str, str] = {
+    "etcd": _USER,
+    "etcd+python-etcd3": _USER,
+    "consul": "name a token's file with token-file=PATH",
+    "zk": _USER,
+}
+"""By kind: how to say who this host is."""
+SECRETS = frozenset({"user", "username", "password", "password-file", "token", "token-file"})
+"""What somebody might write who wants to say that."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
     """A store's URL, taken apart.
@@ -115,8 +127,8 @@ def parse_url(text: str) -> StoreUrl:
     return StoreUrl(
         text,
         kind,
-        members=tuple(_member(part, PORTS[kind], text) for part in members.split(",")),
-        prefix=_prefix(unquote(path), text),
+        members=tuple(_member(part, PORTS[kind], _public(text)) for part in members.split(",")),
+        prefix=_prefix(unquote(path), _public(text)),
         **_options(kind, query, text),  # type: ignore[arg-type]
     )
 
@@ -192,7 +204,9 @@ def _member(part: str, default_port: int, text: str) -> Member:
                 f"store {text!r}: member {part!r}: write an IPv6 address in brackets, [fd00::1]"
             )
         if not port_text:
-            port_text = "none"
+            raise ConfigError(
+                f"store {text!r}: member {part!r}: write a port after the colon, or leave it out"
+            )
     if not host:
         raise ConfigError(f"store {text!r}: a member has no host name: {_examples()}")
     if ":" not in host and not _is_host_name(host):
@@ -235,7 +249,8 @@ def _options(kind: str, query: str, text: str) -> Mapping[str, Path | str | bool
     for name, value in parse_qsl(query, keep_blank_values=True):
         where = f"store {_public(text)!r}: option {name}"
         if name not in known:
-            raise ConfigError(f"{where} is not known; {suggestion(name, sorted(known))}")
+            near = CREDENTIALS[kind] if name in SECRETS else suggestion(name, sorted(known))
+            raise ConfigError(f"{where} is not known; {near}")
         field = name.replace("-", "_")
         if field in found or not value:
             raise ConfigError(f"{where} must be given once, with a value")

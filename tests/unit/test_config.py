@@ -74,7 +74,7 @@ def test_environment_may_name_the_file(tmp_path: Path) -> None:
         ("web_names = ['http://x']", ["web_names", "http://x", "host name"]),
         ("run_dir = 'run'", ["run", "absolute"]),
         (f"run_dir = '/{'x' * 90}'", ["run_dir", "80"]),
-        ("store = '/var/lib/store.db'", ["/var/lib/store.db", "sqlite:////"]),
+        ("store = '/var/lib/store.db'", ["/var/lib/store.db", "write sqlite:///var/lib/store.db"]),
         ("advertise = '224.0.0.1'", ["224.0.0.1"]),
         ("advertise = '10.0.0.x'", ["10.0.0.x"]),
         ("log_level = 'debgu'", ["debgu", "did you mean debug?"]),

@@ -62,7 +62,7 @@ def test_options_are_files_and_names() -> None:
         ("etcd://h1,,h2", "no host name"),
         ("etcd://h:0", "port '0'"),
         ("etcd://h:99999", "port '99999'"),
-        ("etcd://h:", "port"),
+        ("etcd://h:", "member 'h:': write a port after the colon"),
         (f"etcd://h:{'9' * 5000}", "port"),
         ("etcd://h1 h2", "'h1 h2' can't be a host's name"),
         ("etcd://h1;h2", "members are parted by commas"),
@@ -74,7 +74,8 @@ def test_options_are_files_and_names() -> None:
         ("etcd://h/a//b", "prefix"),
         ("etcd://h/a b", "prefix"),
         ("etcd://h#x", "#x"),
-        ("etcd://h?token-file=/x", "option token-file is not known"),
+        ("etcd://h?token-file=/x", "not known; name a user with user=NAME&password-file=PATH"),
+        ("consul://h?user=me", "not known; name a token's file with token-file=PATH"),
         ("etcd://h?passwordfile=/x", "did you mean password-file"),
         ("etcd://h?ca=ca.pem", "absolute path"),
         ("etcd://h?ca=", "with a value"),
@@ -91,7 +92,14 @@ def test_wrong_url_is_refused_with_the_remedy(url: str, hint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["etcd://me:hunter2@h", "etcd://h?password=hunter2", "ftp://me:hunter2@h"]
+    "url",
+    [
+        "etcd://me:hunter2@h",
+        "etcd://h?password=hunter2",
+        "etcd://h:0?password=hunter2",
+        "etcd://h/a b?password=hunter2",
+        "ftp://me:hunter2@h",
+    ],
 )
 def test_secret_in_a_url_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ConfigError) as refused:
