@@ -148,15 +148,24 @@ class ClusterStore:
 
         Raises:
             ConfigError: The URL is not usable, or the client's library is not installed.
+            InvalidError: It answers, and its record `meta` can't be used.
             StoreError: The store can't be used.
         """
         self = cls(await opener(url), url, host_id=host_id, opener=opener)
-        with contextlib.suppress(DaemonError, TimeoutError):
+        link, meta = self._link, None
+        with contextlib.suppress(StoreError, TimeoutError):
             async with asyncio.timeout(OPEN_S):
-                link = self._link
                 meta = await link.store.get(records.META)
-                if meta and (moved := _moved(meta)):
-                    await self._enter(link, meta, moved)
+        if meta:
+            try:
+                moved = records.parse_meta(meta.value).transition
+            except InvalidError as error:
+                await self.close()
+                raise InvalidError(f"store record {records.META}: {error}") from error
+            if moved and moved.phase is Phase.MOVED:
+                with contextlib.suppress(DaemonError, TimeoutError):
+                    async with asyncio.timeout(OPEN_S):
+                        await self._enter(link, meta, moved)
         self._tasks.append(asyncio.create_task(self._follow(), name="cluster's store"))
         return self
 

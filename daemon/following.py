@@ -32,6 +32,8 @@ T = TypeVar("T")
 Changed: TypeAlias = Callable[[str, T | None, T | None], None]
 """Called with an id and what its record was before and is now."""
 RETRY_S = 1.0
+SAY_AGAIN_S = 60.0
+"""Between two warnings of one outage, whose causes may differ from watch to watch."""
 HOLD_S = 60.0
 """How long a removal is held back if the store looks lost: time for every host to publish its own
 records again."""
@@ -180,6 +182,8 @@ class Follower:
         self._stale: set[str] = set()
         self._holding: set[str] = set()
         self._pulse = asyncio.Event()
+        self._was_synced = False
+        self._said_reason, self._said_at = "", 0.0
         if mirror and mirror.seen_s is not None:
             self.stale_since = time.monotonic() - max(0.0, time.time() - mirror.seen_s)
 
@@ -301,6 +305,12 @@ class Follower:
             raise NotSettledError(
                 f"not within {timeout_s:g} s: {what}; is the store reachable? See pyvxlan status"
             ) from error
+
+    def _say_stale(self) -> None:
+        """Says why the store does not answer; of a start the daemon says it itself."""
+        self._said_reason, self._said_at = self.stale_reason, time.monotonic()
+        level = logging.WARNING if self._was_synced else logging.DEBUG
+        log.log(level, "store stale cause=%s", self.stale_reason)
 
     def _begin(self, watch: _Watch, reason: str) -> None:
         """Begins a watch, in the place of the one that there was."""
@@ -462,14 +472,18 @@ class Follower:
             self.left_step_s = None
         if stale and self.stale_since is None:
             self.stale_since = time.monotonic()
-            log.warning("store stale cause=%s", self.stale_reason)
+            self._say_stale()
             self._events.note("store_lost", self.stale_reason)
+        elif stale and time.monotonic() - self._said_at > SAY_AGAIN_S:
+            if self.stale_reason != self._said_reason:
+                self._say_stale()
         elif not stale and self.stale_since is not None:
             stale_s = time.monotonic() - self.stale_since
             log.info("store live stale_s=%.1f", stale_s)
             self._events.note("store_back", f"after {stale_s:.1f} s")
             self.stale_since, self.stale_reason = None, ""
             self._live()
+        self._was_synced = self._was_synced or self.synced
         if self._mirror:
             self._mirror.mark(in_step=self.synced)
         self._pulse.set()

@@ -74,6 +74,8 @@ from pyvxlan.daemon.witness import Witness
 log = logging.getLogger(__name__)
 
 FIRST_ROUND_S = 10.0
+SILENT = ("can't be reached", "can't be found", "not answer", "no answer")
+"""How causes are put for which nothing is known to be wrong but that a server does not answer."""
 EPILOG = """\b
 Stores, for --store (a missing PREFIX is pyvxlan/v1):
   sqlite:////PATH                         one machine alone
@@ -464,8 +466,8 @@ def _note_store(local: LocalRecords, mirror: Mirror, configured: str, url: str) 
 
 async def _say_unread(state: State, url: str) -> None:
     """Says what the daemon starts from if the store does not answer."""
-    told = await misnamed(parse_url(url))
-    reason = "; ".join(f"{member} {why}" for member, why in told.items())
+    other = await misnamed(parse_url(url))
+    reason = "; ".join(f"{member} {why}" for member, why in other.items())
     cause = reason or state.stale_reason or "no answer"
     if state.known:
         since = state.stale_since
@@ -481,11 +483,8 @@ async def _say_unread(state: State, url: str) -> None:
     else:
         # What names the store itself was said by its servers, with a remedy of its own.
         about = f"store {url}: "
-        remedy = (
-            ""
-            if reason or cause.startswith(about)
-            else ": start the store, or name another with --store"
-        )
+        told = reason or cause.startswith(about) or not any(sign in cause for sign in SILENT)
+        remedy = "" if told else ": start the store, or name another with --store"
         log.error(
             "store never reached, no network is known, tried again store=%s cause=%s%s",
             url,

@@ -174,8 +174,15 @@ class Membership:
             await asyncio.gather(gone, lost, return_exceptions=True)
 
     def _note(self, error: DaemonError) -> None:
-        """Says why this host is not registered: each cause once a minute."""
+        """Says why this host is not registered: each cause once a minute.
+
+        That the store is away is said by whoever follows it.
+        """
         now = time.monotonic()
+        if error.retry and self._state.stale_since is not None:
+            self._problem = str(error)
+            log.debug("host not registered yet host=%s cause=%s", self._host.id, error)
+            return
         if self._problem == str(error) and now - self._warned_at < WARN_AGAIN_S:
             return
         self._problem, self._warned_at = str(error), now

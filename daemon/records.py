@@ -432,18 +432,24 @@ def emit_meta(meta: Meta) -> bytes:
 
 def parse_meta(value: bytes) -> Meta:
     """Reads the `meta` record; refuses one that needs a newer reader than this."""
-    record = _object(value)
-    min_reader = _integer(record, "min_reader", 0, 2**31)
-    if min_reader > VERSION:
+    try:
+        record = _object(value)
+        min_reader = _integer(record, "min_reader", 0, 2**31)
+        if min_reader <= VERSION:
+            return Meta(
+                cluster=_id(_text(record, "cluster")),
+                min_reader=min_reader,
+                created=_text(record, "created"),
+                transition=_transition(record),
+            )
+    except InvalidError as error:
         raise InvalidError(
-            f"the store needs a reader of schema {min_reader}, this one knows {VERSION}: upgrade "
-            "pyvxlan, or name another store with --store"
-        )
-    return Meta(
-        cluster=_id(_text(record, "cluster")),
-        min_reader=min_reader,
-        created=_text(record, "created"),
-        transition=_transition(record),
+            f"{error}: correct it, or put a dump back with pyvxlan store restore --replace; if it "
+            "is not pyvxlan's, give the store's URL a prefix of its own"
+        ) from error
+    raise InvalidError(
+        f"the store needs a reader of schema {min_reader}, this one knows {VERSION}: upgrade "
+        "pyvxlan, or name another store with --store"
     )
 
 

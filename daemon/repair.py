@@ -92,7 +92,10 @@ class Repair:
                 await self.repair()
             except DaemonError as error:
                 now = time.monotonic()
-                if str(error) != told or now - told_at > WARN_AGAIN_S:
+                if self._state.stale_since is not None:
+                    # Whoever follows the store has said so.
+                    log.debug("records not compared, tried again cause=%s", error)
+                elif str(error) != told or now - told_at > WARN_AGAIN_S:
                     told, told_at = str(error), now
                     log.warning("records not compared, tried again cause=%s", error)
             await asyncio.sleep(PAUSE_S)

@@ -199,7 +199,7 @@ class EmbeddedStore:
             return await asyncio.get_running_loop().run_in_executor(self._thread, action)
         except (StoreUnavailableError, StoreUncertainError) as error:
             if self._watchers.mark_stale(str(error)) and self._tasks:
-                log.warning("store stale path=%s cause=%s", self._database.path, error)
+                log.debug("store stale path=%s cause=%s", self._database.path, error)
             self._rung.set()
             raise
 
@@ -261,7 +261,7 @@ class EmbeddedStore:
         else:
             self._watchers.reset()
         if self._watchers.stale:
-            log.info("store live path=%s", self._database.path)
+            log.debug("store live path=%s", self._database.path)
             self._watchers.mark_live()
         self._arm()
 

@@ -247,11 +247,11 @@ class ConsulStore:
         except StoreError as error:
             if not self._stale:
                 self._stale = True
-                log.warning("store stale url=%s cause=%s", self._url, error)
+                log.debug("store stale url=%s cause=%s", self._url, error)
             raise
         if self._stale:
             self._stale = False
-            log.info("store live url=%s", self._url)
+            log.debug("store live url=%s", self._url)
         if era == self._era and self._cluster not in {"", cluster}:
             self._begin_anew("it was emptied, or is another one")
         elif era == self._era and reply.index < known:
