@@ -306,10 +306,9 @@ class Follower:
                 f"not within {timeout_s:g} s: {what}; is the store reachable? See pyvxlan status"
             ) from error
 
-    def _say_stale(self) -> None:
-        """Says why the store does not answer; of a start the daemon says it itself."""
+    def _say_stale(self, level: int) -> None:
+        """Says why the store does not answer."""
         self._said_reason, self._said_at = self.stale_reason, time.monotonic()
-        level = logging.WARNING if self._was_synced else logging.DEBUG
         log.log(level, "store stale cause=%s", self.stale_reason)
 
     def _begin(self, watch: _Watch, reason: str) -> None:
@@ -472,11 +471,12 @@ class Follower:
             self.left_step_s = None
         if stale and self.stale_since is None:
             self.stale_since = time.monotonic()
-            self._say_stale()
+            # What a start lacks the daemon says itself.
+            self._say_stale(logging.WARNING if self._was_synced else logging.DEBUG)
             self._events.note("store_lost", self.stale_reason)
         elif stale and time.monotonic() - self._said_at > SAY_AGAIN_S:
             if self.stale_reason != self._said_reason:
-                self._say_stale()
+                self._say_stale(logging.WARNING)
         elif not stale and self.stale_since is not None:
             stale_s = time.monotonic() - self.stale_since
             log.info("store live stale_s=%.1f", stale_s)

@@ -74,6 +74,8 @@ from pyvxlan.daemon.witness import Witness
 log = logging.getLogger(__name__)
 
 FIRST_ROUND_S = 10.0
+REASON_S = 10.0
+"""How long after a start without the store a reason for that may come."""
 SILENT = ("can't be reached", "can't be found", "not answer", "no answer")
 """How causes are put for which nothing is known to be wrong but that a server does not answer."""
 EPILOG = """\b
@@ -297,7 +299,8 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     joined = {endpoint.network_id for endpoint in local.endpoints.values()}
     joined |= {endpoint.network_id for endpoint in local.withdrawn.values()}
     if not await state.start(joined):
-        await _say_unread(state, store.url)
+        saying = asyncio.create_task(_say_unread(state, store.url), name="what the start lacks")
+        stack.push_async_callback(_end, [saying])
     forwarder = UserspaceDataplane(settings, host.vtep, events)
     dataplane = KernelDataplane(forwarder, net, settings, host.vtep)
     stack.push_async_exit(_Stop(dataplane, local))
@@ -465,7 +468,11 @@ def _note_store(local: LocalRecords, mirror: Mirror, configured: str, url: str) 
 
 
 async def _say_unread(state: State, url: str) -> None:
-    """Says what the daemon starts from if the store does not answer."""
+    """Says what the daemon starts from if the store does not answer, once it is known why."""
+    with contextlib.suppress(DaemonError):
+        await state.wait_for(lambda: bool(state.stale_reason or state.synced), timeout_s=REASON_S)
+    if state.synced:
+        return
     other = await misnamed(parse_url(url))
     reason = "; ".join(f"{member} {why}" for member, why in other.items())
     cause = reason or state.stale_reason or "no answer"

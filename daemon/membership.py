@@ -179,7 +179,7 @@ class Membership:
         That the store is away is said by whoever follows it.
         """
         now = time.monotonic()
-        if error.retry and self._state.stale_since is not None:
+        if error.retry and not self._state.synced:
             self._problem = str(error)
             log.debug("host not registered yet host=%s cause=%s", self._host.id, error)
             return

@@ -92,7 +92,7 @@ class Repair:
                 await self.repair()
             except DaemonError as error:
                 now = time.monotonic()
-                if self._state.stale_since is not None:
+                if not self._state.synced:
                     # Whoever follows the store has said so.
                     log.debug("records not compared, tried again cause=%s", error)
                 elif str(error) != told or now - told_at > WARN_AGAIN_S:

@@ -28,6 +28,16 @@ SYSTEM_CAS = (
 )
 """Where distributions keep the certificates that they trust, in one file."""
 
+UNTRUSTED = "ca= must name the authority that signed it"
+NAMED = "it must hold this host name or address, or the URL one that it holds"
+VERIFY_REMEDIES = {
+    9: "is this host's clock right?",
+    10: "renew it; is this host's clock right?",
+    62: NAMED,
+    64: NAMED,
+}
+"""By OpenSSL's code of what is wrong with a certificate (X509_verify_cert_error_string(3ssl))."""
+
 
 def client_context(url: StoreUrl) -> ssl.SSLContext | None:
     """Reads the certificates that a URL names; None if it wants no TLS.
@@ -136,8 +146,8 @@ def _no_connection(error: OSError, *, tls: bool) -> str:
 def _refused_handshake(error: ssl.SSLError, *, certificate: bool) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"shows a certificate that is not trusted ({error.verify_message}): ca= must name the "
-            "authority that signed it, and the certificate this host name or address"
+            f"shows a certificate that is not trusted ({error.verify_message.rstrip('.')}): "
+            f"{VERIFY_REMEDIES.get(error.verify_code, UNTRUSTED)}"
         )
     reason = error.reason or str(error)
     if "WRONG_VERSION" in reason or "RECORD_LAYER" in reason or "PACKET_LENGTH" in reason:
@@ -150,7 +160,10 @@ def _refused_certificate(reason: str, *, certificate: bool) -> str:
         return f"does not agree on TLS ({reason})"
     if not certificate or "CERTIFICATE_REQUIRED" in reason:
         return "wants a client certificate: name one with cert=PATH&key=PATH"
-    return f"refuses the client certificate of cert= ({reason}): it must trust who signed it"
+    return (
+        f"refuses the client certificate of cert= ({reason}): it must trust who signed it, and it "
+        "must not have expired"
+    )
 
 
 async def _without_tls(member: Member) -> str:

@@ -8,21 +8,26 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import re
 import socket
+import ssl
 from collections.abc import Callable
 from itertools import product
 
 import pytest
 
-from pyvxlan.daemon.errors import InvalidError
-from pyvxlan.daemon.kv import Write
+from pyvxlan.daemon.clusterstore import ClusterStore
+from pyvxlan.daemon.errors import InvalidError, StoreError
+from pyvxlan.daemon.kv import Store, Write
 from pyvxlan.daemon.kv.etcd import messages as pb
 from pyvxlan.daemon.kv.etcd.channel import EtcdChannel
 from pyvxlan.daemon.kv.etcd.store import EtcdStore
 from pyvxlan.daemon.kv.kinds import NAMES, misnamed
+from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.open import open_store
-from pyvxlan.daemon.kv.tls import _no_connection
+from pyvxlan.daemon.kv.tls import _no_connection, _refused_handshake
 from pyvxlan.daemon.kv.url import parse_url
+from pyvxlan.daemon.kv.zookeeper.access import cause as zookeeper_cause
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.state import State
 from pyvxlan.daemon.upkeep.check import check, warn
@@ -96,6 +101,25 @@ def test_why_there_is_no_connection_is_told(error: OSError, told: str) -> None:
     assert _no_connection(error, tls=False).endswith(told)
 
 
+@pytest.mark.parametrize(
+    ("code", "message", "told"),
+    [
+        (10, "certificate has expired", r"\(certificate has expired\): renew it"),
+        (
+            62,
+            "Hostname mismatch.",
+            r"\(Hostname mismatch\): it must hold this host name or address",
+        ),
+        (20, "unable to get local issuer certificate", "ca= must name the authority that signed"),
+    ],
+)
+def test_remedy_fits_what_is_wrong_with_a_certificate(code: int, message: str, told: str) -> None:
+    error = ssl.SSLCertVerificationError()
+    error.verify_code, error.verify_message = code, message
+    assert re.search(told, _refused_handshake(error, certificate=False))
+    assert re.search(told, zookeeper_cause(error))
+
+
 async def test_member_that_is_down_is_told(url: str) -> None:
     report = await check(url.replace("/bad-input/", f",{NOBODY}/bad-input/"))
     assert report.findings[0].level == "warning"
@@ -113,6 +137,27 @@ async def test_store_of_a_newer_schema_is_refused(url: str) -> None:
     ):
         await Membership(store, state, host()).register()
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("meta", "told"),
+    [
+        (b"garbage", "store record meta: not JSON: b'garbage': correct it, or put a dump back"),
+        (b'{"v":1,"cluster":5}', "store record meta: field min_reader is None.*: correct it"),
+        (b'{"v":1,"min_reader":99}', "store record meta: .*schema 99, this one knows 1: upgrade"),
+    ],
+)
+async def test_meta_that_can_not_be_used_ends_the_start(meta: bytes, told: str) -> None:
+    store = MemoryStore()
+    await store.txn([], [Write("meta", meta)])
+
+    async def opener(_url: str) -> Store:
+        return store
+
+    with pytest.raises(InvalidError, match=told):
+        await ClusterStore.open("memory:", host_id="", opener=opener)
+    with pytest.raises(StoreError, match="closed"):
+        await store.get("meta")
 
 
 class OldEtcd(EtcdChannel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.root
 
 SAID_S = 30
 OTHER = "b" * 32
+LOUD = re.compile(" (WARNING|ERROR) ")
 FILL = """
 import asyncio, sys
 from pyvxlan.daemon.kv import Write
@@ -120,6 +122,9 @@ def test_is_said_with_the_remedy(hosts: Mapping[str, Host], name: str) -> None:
         assert wanted in last
     else:
         host.wait()
+    if name in {"unreachable", "another kind"}:
+        loud = [line for line in host.log.read_text().splitlines() if LOUD.search(line)]
+        assert len(loud) == 1, loud
     assert "Traceback" not in host.log.read_text()
 
 

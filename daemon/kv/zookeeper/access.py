@@ -10,6 +10,7 @@ from kazoo.exceptions import KazooException, NoAuthError
 from kazoo.security import ACL
 
 from pyvxlan.daemon.errors import StoreUnavailableError
+from pyvxlan.daemon.kv.tls import UNTRUSTED, VERIFY_REMEDIES
 from pyvxlan.daemon.kv.url import Member, member_name
 
 Reply: TypeAlias = Any
@@ -59,7 +60,8 @@ def cause(error: Exception) -> str:
     """Says why a server could not be used."""
     first = error.__context__ if isinstance(error.__context__, OSError) else error
     if isinstance(first, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {first.verify_message}"
+        remedy = VERIFY_REMEDIES.get(first.verify_code, UNTRUSTED)
+        return f"its certificate is refused ({first.verify_message.rstrip('.')}): {remedy}"
     if isinstance(first, ssl.SSLError):
         return f"TLS fails ({first.reason or first}); is it a TLS port?"
     if isinstance(first, OSError) and first.strerror:
