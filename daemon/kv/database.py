@@ -58,6 +58,7 @@ CREATE TABLE IF NOT EXISTS sessions (
     WITHOUT ROWID;
 """
 REMEDIES = {
+    sqlite3.SQLITE_ERROR: "it is not a store: choose another path, or move the file away",
     sqlite3.SQLITE_BUSY: "another process holds its lock: is one stuck? Try again",
     sqlite3.SQLITE_FULL: "the disk is full: free some space",
     sqlite3.SQLITE_READONLY: "it can't be written: make the file and its directory writable",
@@ -304,15 +305,17 @@ class Database:
             raise StoreError(
                 f"store {self.path} has format {version}, this program knows {FORMAT}: upgrade it"
             )
+        if version < FORMAT and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise StoreError(
+                f"store {self.path} is the database of another program: choose another path"
+            )
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         if version == FORMAT:
             return
-        db.executescript(SCHEMA)
-        db.execute("BEGIN IMMEDIATE")
-        if db.execute("SELECT count(*) FROM meta").fetchone()[0] == 0:
-            start = secrets.randbits(48)
-            db.execute("INSERT INTO meta VALUES (?, ?, ?)", (secrets.token_hex(16), start, start))
+        db.executescript(f"BEGIN IMMEDIATE; {SCHEMA}")
+        start = secrets.randbits(48)
+        db.execute("INSERT INTO meta VALUES (?, ?, ?)", (secrets.token_hex(16), start, start))
         db.execute(f"PRAGMA user_version = {FORMAT}")
         db.execute("COMMIT")
 

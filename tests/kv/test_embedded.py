@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import sqlite3
@@ -330,6 +331,21 @@ async def test_damaged_file_is_reported_by_path_and_remedy(tmp_path: Path) -> No
     path.write_bytes(b"this is no database at all" * 1000)
     with pytest.raises(StoreError, match=r"store\.db: it is not a store: choose another path"):
         await EmbeddedStore.open(path)
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [(0, "is the database of another program"), (1, "it is not a store")]
+)
+async def test_database_of_another_program_is_refused_and_left_alone(
+    tmp_path: Path, version: int, told: str
+) -> None:
+    path = tmp_path / "store.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"CREATE TABLE meta (a); PRAGMA user_version = {version}")
+    with pytest.raises(StoreError, match=rf"store\.db:? {told}: choose another path"):
+        await EmbeddedStore.open(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        assert db.execute("SELECT name FROM sqlite_master").fetchall() == [("meta",)]
 
 
 async def test_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
