@@ -319,13 +319,19 @@ class Endpoints:
         try:
             await self.publish(endpoint)
         except StoreConflictError:
+            own = {}
             for claim in records.endpoint_claims(endpoint):
                 item = await self._store.get(claim)
                 if item and (owner := records.parse_claim(item.value)) != endpoint.id:
                     network = (await self._networks.read(endpoint.network_id)).network
                     holder = await self.describe(network, owner)
                     raise ConflictError(f"{claim} belongs to {holder} by now") from None
-            raise
+                if item:
+                    own[claim] = item.revision
+            if not own:
+                raise
+            # Somebody deleted the record alone; its id is never used again, so these are its own.
+            await self.publish(endpoint, held=own)
 
     async def confirm(self, endpoint: Endpoint) -> bool:
         """Tells whether the store has an endpoint's record; lists it as its host's if so."""

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from random import Random
+from types import MappingProxyType
 from typing import Literal
 
 from pyvxlan.daemon import ipam, records
@@ -252,13 +253,16 @@ class Networks:
         others = [(cidr, f"network {owner}") for cidr, owner in used.items() if owner != network.id]
         for subnet in network.subnets:
             ipam.check_disjoint(subnet.cidr, others)
+        held = {}
         for key in (records.network_name_key(network.name), records.vni_key(network.vni)):
             claim = await self._store.get(key)
             if claim and (owner := records.parse_claim(claim.value)) != network.id:
                 raise ConflictError(f"{key} belongs to network {owner} by now")
+            if claim:  # Somebody deleted the record alone.
+                held[key] = claim.revision
         if await self._store.get(records.gone_key(network.id)):
             raise NotFoundError(f"network {network.name} was removed")
-        await self._publish_network(replace(network, state="up"), used_item, used)
+        await self._publish_network(replace(network, state="up"), used_item, used, held=held)
         log.warning("network restored network=%s name=%s", network.id, network.name)
 
     async def mark_gone(self, network_id: str, gone: records.Gone) -> None:
@@ -378,8 +382,14 @@ class Networks:
         return ipam.plan_subnets(subnets, wish.gateways, wish.ip_ranges, wish.aux_addresses)
 
     async def _publish_network(
-        self, network: Network, used_item: Item | None, used: Mapping[Cidr, str]
+        self,
+        network: Network,
+        used_item: Item | None,
+        used: Mapping[Cidr, str],
+        *,
+        held: Mapping[str, Revision] = MappingProxyType({}),
     ) -> None:
+        """Writes a network with its claims, of which `held` are its own already."""
         key = records.network_key(network.id)
         name_key = records.network_name_key(network.name)
         vni_key = records.vni_key(network.vni)
@@ -391,7 +401,8 @@ class Networks:
             await self._store.txn(
                 [
                     Check(records.POOLS, used_item.revision if used_item else ABSENT),
-                    *(Check(absent, ABSENT) for absent in (key, name_key, vni_key, gone_key)),
+                    *(Check(absent, ABSENT) for absent in (key, gone_key)),
+                    *(Check(claim, held.get(claim, ABSENT)) for claim in (name_key, vni_key)),
                 ],
                 [
                     Write(records.POOLS, pools),

@@ -334,6 +334,18 @@ async def test_lost_store_is_filled_again_with_everything(
     await attached(one, "c5", name="goes-on")
 
 
+@pytest.mark.parametrize("kinds", [("ep/",), ("ep/", "net/")])
+async def test_records_that_were_deleted_without_their_claims_are_put_back(
+    cluster: Cluster, one: Node, two: Node, kept: None, kinds: tuple[str, ...]
+) -> None:
+    await overlay(one, two)
+    before = await content(cluster)
+    deleted = [Delete(key) for key in before if key.startswith(kinds)]
+    assert deleted
+    await cluster.store.txn([], deleted)
+    await comes_back(cluster, before)
+
+
 async def test_lost_store_is_filled_again_after_all_daemons_were_down(
     cluster: Cluster, one: Node, two: Node
 ) -> None:
