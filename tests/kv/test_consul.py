@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession, web
+from yarl import URL
 
 from pyvxlan.daemon.errors import (
     ConfigError,
@@ -459,6 +461,71 @@ async def test_next_agent_is_asked_when_one_fails(cluster: list[ConsulServer]) -
     assert len(mirror.seen(Snapshot)) == 1
     await mirror.stop()
     await store.close()
+
+
+class Agent:
+    """An agent in front of a server: a leader that is frozen answers no watch that it was given."""
+
+    def __init__(self, server: ConsulServer) -> None:
+        self.leader = "one"
+        self.frozen = ""
+        self.leader_asked = asyncio.Event()
+        self.watched = asyncio.Event()
+        """A watch has been passed on to the leader."""
+        self._onward = f"http://{server.address}:{server.port}"
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/status/leader":
+            self.leader_asked.set()
+            return web.json_response(self.leader)
+        leader, watches = self.leader, "index" in request.query
+        if watches:
+            self.watched.set()
+        url = URL(self._onward + request.raw_path, encoded=True)
+        async with (
+            ClientSession() as client,
+            client.request(request.method, url, data=await request.read()) as reply,
+        ):
+            body = await reply.read()
+        if watches and leader == self.frozen:
+            await asyncio.Event().wait()
+        shown = {name: text for name, text in reply.headers.items() if name.startswith("X-")}
+        return web.Response(status=reply.status, body=body, headers=shown)
+
+
+@contextlib.asynccontextmanager
+async def agent_before(server: ConsulServer) -> AsyncIterator[tuple[Agent, str]]:
+    """Serves an `Agent`; gives it with the URL of a store."""
+    agent = Agent(server)
+    runner = web.ServerRunner(web.Server(agent.answer, handler_cancellation=True))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0]
+    try:
+        yield agent, f"consul://{host}:{port}/{secrets.token_hex(8)}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_watch_of_a_frozen_leader_is_begun_anew_with_the_next_one(
+    consul_server: ConsulServer,
+) -> None:
+    async with agent_before(consul_server) as (agent, url):
+        store = await opened(url)
+        mirror = Mirror(store, "a/")
+        async with asyncio.timeout(10):
+            await agent.watched.wait()
+            await agent.leader_asked.wait()
+        agent.frozen = "one"
+        await store.txn([], [Write("a/1", b"1")])
+        await asyncio.sleep(2 * consul_store.BEAT_S)
+        assert mirror.values == {}, "the leader answers, though it is frozen"
+        agent.leader = "two"
+        await mirror.until(lambda: mirror.values == {"a/1": b"1"}, within_s=3 * consul_store.BEAT_S)
+        assert len(mirror.seen(Snapshot)) == 1
+        await mirror.stop()
+        await store.close()
 
 
 async def test_agent_without_a_leader_is_told_and_never_believed(
