@@ -9,6 +9,7 @@ the store is stale, everything stays as it was. Records that are not valid are l
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
@@ -30,6 +31,8 @@ from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import Address, Endpoint, Host, Network
 from pyvxlan.daemon.tables import Dated, Table, Watched
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 EVERYTHING = "*"
@@ -434,7 +437,17 @@ class State:
             if before == self.host != after:
                 self._lost_at = time.monotonic()
             self.mark()
-        if (before and before.vtep) == (after and after.vtep) or EVERYTHING in self._dirty:
+        if (before and before.vtep) == (after and after.vtep):
+            return
+        if after and after.vtep.version != self.host.vtep.version:
+            log.warning(
+                "vteps of two IP versions host=%s vtep=%s own=%s: no tunnel joins them; start the "
+                "daemons with --advertise and addresses of one IP version",
+                after.name,
+                after.vtep,
+                self.host.vtep,
+            )
+        if EVERYTHING in self._dirty:
             return
         for network_id, table in self._endpoints.items():
             if any(endpoint.host_id == id_ for endpoint in table.values.values()):

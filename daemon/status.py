@@ -213,7 +213,7 @@ class Status:
             hosts_alive=len(state.hosts.keys() & state.alive),
             hosts_down=len(state.hosts.keys() - state.alive),
             repairs=self._progress.repairs,
-            problems=tuple(self._progress.problems()),
+            problems=(*self._progress.problems(), *self._apart()),
             store_state=self._store_state(),
             tunnels=self._tunnels(stats.get("tunnels", {})),
             peers=self._peers(stats.get("vteps", {})),
@@ -237,6 +237,22 @@ class Status:
         reading = await self.reading()
         tunnels = [tunnel.document() for tunnel in reading.tunnels]
         return self._document(version, reading) | {"tunnels": tunnels}
+
+    def _apart(self) -> Sequence[str]:
+        """Says that hosts that are up are on an underlay of the other IP version."""
+        state, own = self._state, self._state.host.vtep.version
+        names = sorted(
+            host.name
+            for host in state.hosts.values()
+            if host.vtep.version != own and host.id in state.alive
+        )
+        if not names:
+            return ()
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        return (
+            f"no tunnel joins this host's IPv{own} VTEP with that of {names[0]}{more}: start the "
+            "daemons with --advertise and addresses of one IP version",
+        )
 
     def _document(self, version: str, reading: Reading) -> Document:
         host = self._state.hosts.get(self._state.host.id, self._state.host)

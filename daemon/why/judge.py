@@ -113,6 +113,9 @@ def _of_tables(side: Side, other: Side, held: Facts) -> Iterator[Finding]:
     vtep = other.facts.vtep if other.facts else held.peer_vtep
     if held.peer_vtep != vtep:
         yield words.wrong_record(side, other, vtep)
+    if (":" in vtep) != (":" in held.vtep):
+        yield words.vteps_apart(side, other, vtep)
+        return  # The data plane has nothing for the other, rightly.
     if held.fdb and held.fdb.found != vtep:
         yield words.fdb(side, other, held.fdb, vtep)
     for entry in held.neighbours:

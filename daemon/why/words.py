@@ -241,6 +241,18 @@ def wrong_record(side: Side, other: Side, vtep: str) -> Finding:
     )
 
 
+def vteps_apart(side: Side, other: Side, vtep: str) -> Finding:
+    """One host is on an IPv4 underlay, the other on an IPv6 one."""
+    return Finding(
+        "vtep_wrong",
+        side,
+        facts.TABLES,
+        f"{side.host} has VTEP {_facts(side).vtep} and {other.host} {vtep}: no tunnel joins IPv4 "
+        "with IPv6",
+        f"on {side.host} or {other.host}: start the daemon with another --advertise",
+    )
+
+
 def fdb(side: Side, other: Side, entry: Entry, vtep: str) -> Finding:
     """The data plane sends frames for the other endpoint elsewhere, or nowhere."""
     has = f"sends them to {entry.found}" if entry.found else "has no entry"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -129,6 +130,22 @@ def test_leftovers() -> None:
 def test_firewall(inward: list[str], outward: list[str], level: str, told: str) -> None:
     found = hostchecks.firewall_of(inward, outward, 4789)
     assert (found.level, told in found.text) == (level, True)
+
+
+def test_host_on_an_underlay_of_the_other_ip_version_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with doorway() as door:
+        apart = replace(door.other.host, id="f" * 32, name="host3", vtep=ip_address("fd98::3"))
+        writes = [
+            Write(records.host_key(apart.id), records.emit_host(apart)),
+            Write(records.alive_key(apart.id), records.emit({"inc": "1"})),
+        ]
+        door.do(door.node.store.txn([], writes))
+        door.do(door.node.until(lambda: apart.id in door.node.state.alive))
+        reading = door.do(door.status.reading())
+    assert any("IPv4 VTEP with that of host3: start" in problem for problem in reading.problems)
+    assert "vteps of two IP versions host=host3 vtep=fd98::3" in caplog.text
 
 
 def test_host_of_another_version_is_told() -> None:

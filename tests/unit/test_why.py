@@ -151,6 +151,7 @@ def test_drops_of_the_forwarder_say_why(drops: tuple[str, ...], code: str, text:
         ({"knows_peer": False, "stale_s": 7.0}, {}, "store_stale", "for 7 s"),
         ({"fdb": Entry("02:02", "", "198.18.0.2")}, {}, "fdb_missing", "h1 has no entry"),
         ({"fdb": Entry("02:02", "198.18.0.9", "198.18.0.9")}, {}, "vtep_wrong", "198.18.0.9"),
+        ({"vtep": "fd98::1"}, {}, "vtep_wrong", "h1 has VTEP fd98::1 and h2 198.18.0.2: no tunnel"),
         ({"peer_vtep": "198.18.0.9"}, {}, "vtep_wrong", "takes 198.18.0.9 for the VTEP of h2"),
         ({}, {"vtep_link": ""}, "vtep_wrong", "no interface of it has that address"),
         ({}, {"sandbox": ""}, "not_attached", "h2, and that host has not attached it"),
