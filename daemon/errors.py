@@ -74,6 +74,10 @@ class StoreUnavailableError(StoreError):
     """Surely not applied: refused before anything was sent."""
 
 
+class StoreDeniedError(StoreUnavailableError):
+    """The store does not let this host do that; the message names the remedy."""
+
+
 class StoreUncertainError(StoreError):
     """Maybe applied: read again, then decide. A transaction is never repeated by the store."""
 

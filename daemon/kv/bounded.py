@@ -11,7 +11,12 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import TypeVar
 
-from pyvxlan.daemon.errors import StoreUnavailableError, StoreUncertainError
+from pyvxlan.daemon.errors import (
+    StoreDeniedError,
+    StoreError,
+    StoreUnavailableError,
+    StoreUncertainError,
+)
 from pyvxlan.daemon.kv.health import Health
 from pyvxlan.daemon.kv.store import (
     Check,
@@ -70,7 +75,7 @@ class BoundedStore:
             async with asyncio.timeout(self._call_s):
                 await self._store.txn(checks, ops, session=session)
         except StoreUnavailableError as error:
-            raise StoreUnavailableError(self._told(error)) from error
+            raise self._unavailable(error) from error
         except StoreUncertainError as error:
             raise StoreUncertainError(self._told(error)) from error
         except TimeoutError as error:
@@ -99,9 +104,14 @@ class BoundedStore:
             async with asyncio.timeout(within_s):
                 return await call
         except (StoreUnavailableError, StoreUncertainError) as error:
-            raise StoreUnavailableError(self._told(error)) from error
+            raise self._unavailable(error) from error
         except TimeoutError as error:
             raise StoreUnavailableError(self._told(self._silence(within_s))) from error
+
+    def _unavailable(self, error: StoreError) -> StoreUnavailableError:
+        if isinstance(error, StoreDeniedError):  # It has a remedy of its own.
+            return StoreDeniedError(f"store {self._name}: {error}")
+        return StoreUnavailableError(self._told(error))
 
     def _told(self, cause: object) -> str:
         text = str(cause)

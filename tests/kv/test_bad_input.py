@@ -9,16 +9,19 @@ import errno
 import json
 import logging
 import re
+import secrets
 import socket
 import ssl
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 
 from pyvxlan.daemon.clusterstore import ClusterStore
-from pyvxlan.daemon.errors import InvalidError, StoreError
+from pyvxlan.daemon.errors import InvalidError, StoreDeniedError, StoreError
 from pyvxlan.daemon.kv import Store, Write
+from pyvxlan.daemon.kv.bounded import REMEDY
 from pyvxlan.daemon.kv.etcd import messages as pb
 from pyvxlan.daemon.kv.etcd.channel import EtcdChannel
 from pyvxlan.daemon.kv.etcd.store import EtcdStore
@@ -158,6 +161,27 @@ async def test_meta_that_can_not_be_used_ends_the_start(meta: bytes, told: str) 
         await ClusterStore.open("memory:", host_id="", opener=opener)
     with pytest.raises(StoreError, match="closed"):
         await store.get("meta")
+
+
+async def test_host_that_is_not_let_in_is_not_told_to_start_the_store(
+    zookeeper_server: Server, tmp_path: Path
+) -> None:
+    location = f"{zookeeper_server.address}:{zookeeper_server.port}/{secrets.token_hex(8)}"
+    password = tmp_path / "password"
+    password.touch(mode=0o600)
+    password.write_text("secret")
+    owner = await open_store(f"zk://{location}?user=owner&password-file={password}")
+    await owner.txn([], [Write("meta", b"{}")])
+    stranger = await open_store(f"zk://{location}")
+    with pytest.raises(StoreDeniedError) as refused:
+        await stranger.get("meta")
+    with pytest.raises(StoreDeniedError):
+        await stranger.txn([], [Write("meta", b"")])
+    assert str(refused.value).startswith(f"store zk://{location}: ")
+    assert "a client without a user has no permission for" in str(refused.value)
+    assert REMEDY not in str(refused.value)
+    await owner.close()
+    await stranger.close()
 
 
 class OldEtcd(EtcdChannel):

@@ -17,6 +17,7 @@ from yarl import URL
 
 from pyvxlan.daemon.errors import (
     ConfigError,
+    StoreDeniedError,
     StoreError,
     StoreUnavailableError,
     StoreUncertainError,
@@ -224,7 +225,7 @@ class Agents:
                     headers.get("X-Consul-Default-Acl-Policy") == "allow",
                 )
             case 403:
-                raise StoreUnavailableError(f"{self.denied} ({name}: {text})")
+                raise StoreDeniedError(f"{self.denied} ({name}: {text})")
             case 429:
                 raise StoreUnavailableError(f"{name} takes no more requests just now: {text}")
             case 413:

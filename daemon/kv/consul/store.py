@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import NoReturn
 
-from pyvxlan.daemon.errors import StoreConflictError, StoreError, StoreUnavailableError
+from pyvxlan.daemon.errors import StoreConflictError, StoreDeniedError, StoreError
 from pyvxlan.daemon.kv.consul.agents import ANSWER_S, Agents, Reply
 from pyvxlan.daemon.kv.consul.feed import RETRY_S, Feed, Listing
 from pyvxlan.daemon.kv.consul.health import look
@@ -184,7 +184,7 @@ class ConsulStore:
         reply = await self._agents.ask("GET", path, timeout_s=timeout_s)
         if reply.filtered:
             # What the token may not see looks as if it had been deleted.
-            raise StoreUnavailableError(self._agents.denied)
+            raise StoreDeniedError(self._agents.denied)
         if not reply.index:
             raise StoreError(f"store {self._url}: what answers there is not Consul")
         return reply

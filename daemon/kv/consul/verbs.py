@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from pyvxlan.daemon.errors import (
     StoreConflictError,
+    StoreDeniedError,
     StoreError,
     StoreUnavailableError,
     StoreUncertainError,
@@ -116,7 +117,7 @@ def refusal(
         return StoreUncertainError(f"conflict that can't be read: {body[:200]!r}")
     key = str(verb["Key"]).removeprefix(root)
     if "Permission denied" in what:
-        return StoreUnavailableError(f"{denied}: {what}")
+        return StoreDeniedError(f"{denied}: {what}")
     if "lock delay" in what or "lock-delay" in what:
         return StoreUnavailableError(
             f"{key} was bound to a session of another program that asked for a lock delay: {what}"

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from kazoo.exceptions import KazooException, NoAuthError
 from kazoo.security import ACL
 
-from pyvxlan.daemon.errors import StoreUnavailableError
+from pyvxlan.daemon.errors import StoreDeniedError, StoreUnavailableError
 from pyvxlan.daemon.kv.tls import UNTRUSTED, VERIFY_REMEDIES
 from pyvxlan.daemon.kv.url import Member, member_name
 
@@ -50,7 +50,7 @@ def refused(error: KazooException, access: Access, path: str) -> StoreUnavailabl
             f"ZooKeeper at {access} refuses {path}: {type(error).__name__}"
         )
     who = f"user {access.user}" if access.user else "a client without a user"
-    return StoreUnavailableError(
+    return StoreDeniedError(
         f"ZooKeeper at {access}: {who} has no permission for {path}: "
         "name the user that made it with ?user= and &password-file=, or change its ACL"
     )
