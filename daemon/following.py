@@ -183,7 +183,7 @@ class Follower:
         self._holding: set[str] = set()
         self._pulse = asyncio.Event()
         self._was_synced = False
-        self._said_reason, self._said_at = "", 0.0
+        self._said_reason, self._said_at = "", time.monotonic()
         if mirror and mirror.seen_s is not None:
             self.stale_since = time.monotonic() - max(0.0, time.time() - mirror.seen_s)
 

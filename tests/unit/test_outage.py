@@ -61,7 +61,7 @@ async def overlay(one: Node, two: Node) -> tuple[Endpoint, Endpoint]:
 
 
 async def test_daemon_starts_without_its_store_from_what_it_knew(
-    cluster: Cluster, one: Node, two: Node
+    cluster: Cluster, one: Node, two: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine, theirs = await overlay(one, two)
     await one.service.create_network(NetworkSpec("n2"))
@@ -79,6 +79,7 @@ async def test_daemon_starts_without_its_store_from_what_it_knew(
     assert [status.host.name for status in await again.service.hosts()] == ["host1", "host2"]
     assert "*" in again.state.take_dirty()
     assert again.state.joined(mine.network_id)
+    assert "store stale" not in caplog.text, "the daemon says so itself"
 
 
 async def test_daemon_that_started_without_its_store_catches_up(
