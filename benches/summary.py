@@ -106,6 +106,16 @@ def read_net(written: Mapping[str, Any]) -> Iterator[Result]:
                     )
 
 
+def out_of_order(samples: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Tells whose datagrams did not all stay in order: a line for each peer and picture."""
+    late: dict[tuple[str, str], int] = defaultdict(int)
+    for sample in samples:
+        late[sample["peer"], sample["picture"]] += sample.get("disorder", 0)
+    for (peer, picture), count in late.items():
+        if count:
+            yield f"out of order: {count:,} datagrams of {peer} in {picture}"
+
+
 def lines(results: Iterable[Result], before: Mapping[str, float]) -> list[dict[str, Any]]:
     """Every result by group, with its ratios, one of them to its median in `before`, and goals."""
     groups: dict[str, dict[str, Result]] = defaultdict(dict)
@@ -255,6 +265,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{LEGEND}")
     for peer, needs in run["left_out"].items():
         print(f"left out: {peer}, which needs {', '.join(needs)}")
+    for told in out_of_order(net.get("samples", ())):
+        print(told)
     if given.save:
         given.save.mkdir(parents=True, exist_ok=True)
         path = given.save / f"{now:%Y%m%dT%H%M%S.%f}.json"

@@ -74,6 +74,19 @@ def test_goal_whose_peer_was_not_measured_says_so():
     assert found[1][-1] == "at most 1.5 x kernel: not measured"
 
 
+def test_peers_whose_datagrams_overtook_each_other_are_named(tmp_path, capsys):
+    written = net_file(("kernel", 9), ("kernel", 9), ("pyvxlan", 9), ("pyvxlan", 9))
+    samples = [
+        {**sample, "disorder": late}
+        for sample, late in zip(written["samples"], (1200, 34, 0, 0), strict=True)
+    ]
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps({**written, "samples": samples}))
+    main(["--net", str(path)])
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("out of")]
+    assert told == ["out of order: 1,234 datagrams of kernel in nic"]
+
+
 def test_processor_time_stands_beside_a_rate():
     sample = {
         "peer": "pyvxlan",

@@ -240,13 +240,13 @@ impl Trial {
 }
 
 fn udp(ends: &Ends, payload_bytes: usize, seconds: f64, loss: f64) -> String {
-    let (flat_out, best) = datagrams(ends, payload_bytes, move |source| {
+    let ((flat_out, best), disorder) = datagrams(ends, payload_bytes, move |source| {
         source.trial(f64::INFINITY, WARM_UP.as_secs_f64());
         source.search(seconds, loss)
     });
     let best = best.expect("there is a rate that loses little enough");
     format!(
-        r#"{{"frames_per_s": {:.0}, "loss": {:.5}, "flat_out": {:.0}, "frames": {}, "cpu_s": {:.2}}}"#,
+        r#"{{"frames_per_s": {:.0}, "loss": {:.5}, "flat_out": {:.0}, "frames": {}, "disorder": {disorder}, "cpu_s": {:.2}}}"#,
         best.received_pps(),
         best.loss(),
         flat_out.received_pps(),
@@ -256,12 +256,12 @@ fn udp(ends: &Ends, payload_bytes: usize, seconds: f64, loss: f64) -> String {
 }
 
 fn stream(ends: &Ends, payload_bytes: usize, rate: f64, seconds: f64) -> String {
-    let trial = datagrams(ends, payload_bytes, move |source| {
+    let (trial, disorder) = datagrams(ends, payload_bytes, move |source| {
         source.trial(rate, WARM_UP.as_secs_f64());
         source.trial(rate, seconds)
     });
     format!(
-        r#"{{"frames_per_s": {:.0}, "sent": {}, "frames": {}, "cpu_s": {:.2}}}"#,
+        r#"{{"frames_per_s": {:.0}, "sent": {}, "frames": {}, "disorder": {disorder}, "cpu_s": {:.2}}}"#,
         trial.received_pps(),
         trial.sent,
         trial.received,
@@ -269,12 +269,14 @@ fn stream(ends: &Ends, payload_bytes: usize, rate: f64, seconds: f64) -> String 
     )
 }
 
-/// Lets `work` send datagrams of a size from one end to the other; they must stay in order.
+/// Lets `work` send datagrams of a size from one end to the other; also gives how many of them
+/// arrived after a later one. That is a figure, no failure: a sender that the scheduler moves to
+/// another processor leaves frames behind in the queue of the first, whoever carries them.
 fn datagrams<T: Send + 'static>(
     ends: &Ends,
     payload_bytes: usize,
     work: impl FnOnce(&mut Source) -> T + Send + 'static,
-) -> T {
+) -> (T, u64) {
     assert!(payload_bytes > MARK, "a datagram has room for its mark");
     let tally = Arc::new(Tally::default());
     let (port_of, port) = channel();
@@ -308,8 +310,7 @@ fn datagrams<T: Send + 'static>(
     let found = join(found);
     tally.stop.store(true, Relaxed);
     join(sink);
-    assert_eq!(tally.disorder.load(Relaxed), 0, "one flow stays in order");
-    found
+    (found, tally.disorder.load(Relaxed))
 }
 
 /// Receives until told to stop, checks and counts what belongs to the trial that runs.
