@@ -116,7 +116,7 @@ class Resolver:
             if self._has_upstream() and not ours:
                 return Verdict("forwarded", forward=True)
             if ours or len(name.labels) <= 2:  # the empty label at the end is one of them
-                return Verdict("nxdomain", _response(query, dns.rcode.NXDOMAIN))
+                return Verdict("nxdomain", _response(query, dns.rcode.NXDOMAIN, ours=ours))
             return Verdict("servfail", _response(query, dns.rcode.SERVFAIL))
         versions = {RdataType.A: (4,), RdataType.AAAA: (6,), RdataType.ANY: (4, 6)}.get(kind, ())
         for version in versions:
@@ -124,8 +124,9 @@ class Resolver:
             if texts:
                 random.shuffle(texts)
                 kind = RdataType.A if version == 4 else RdataType.AAAA
-                return Verdict("answered", _response(query, records=(kind, texts[:MAX_RECORDS])))
-        return Verdict("nodata", _response(query))
+                records = (kind, texts[:MAX_RECORDS])
+                return Verdict("answered", _response(query, records=records, ours=True))
+        return Verdict("nodata", _response(query, ours=True))
 
     def _reverse(self, query: dns.message.Message, network_ids: Sequence[str]) -> Verdict | None:
         """Answers for addresses of the sandbox's own networks; no one else knows them."""
@@ -136,9 +137,10 @@ class Resolver:
         name = self._names.name_of(network_ids, address)
         if name is not None:
             with contextlib.suppress(dns.exception.DNSException):
-                return Verdict("answered", _response(query, records=(RdataType.PTR, [f"{name}."])))
+                records = (RdataType.PTR, [f"{name}."])
+                return Verdict("answered", _response(query, records=records, ours=True))
         if self._names.covers(network_ids, address):
-            return Verdict("nxdomain", _response(query, dns.rcode.NXDOMAIN))
+            return Verdict("nxdomain", _response(query, dns.rcode.NXDOMAIN, ours=True))
         return None
 
 
@@ -368,7 +370,13 @@ def _response(
     query: dns.message.Message,
     rcode: dns.rcode.Rcode = dns.rcode.NOERROR,
     records: tuple[RdataType, Sequence[str]] | None = None,
+    *,
+    ours: bool = False,
 ) -> dns.message.Message:
+    """Makes a response; one about a name that is `ours` says so.
+
+    Docker's name server passes a query on to its other servers after an NXDOMAIN that does not.
+    """
     response = dns.message.make_response(
         query, recursion_available=True, our_payload=EDNS_PAYLOAD_BYTES
     )
@@ -377,6 +385,7 @@ def _response(
         kind, texts = records
         name = query.question[0].name
         response.answer = [dns.rrset.from_text(name, TTL_S, dns.rdataclass.IN, kind, *texts)]
+    if ours:
         response.flags |= dns.flags.AA
     return response
 

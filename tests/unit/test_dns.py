@@ -101,6 +101,27 @@ def test_name_of_our_own_zone_is_asked_of_nobody_else(directory: FakeDirectory) 
     assert ask(directory, "other.pyvxlan", upstream=True).outcome == "nxdomain"
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "authoritative"),
+    [
+        ("both", "A", True),
+        ("four", "AAAA", True),
+        ("other.pyvxlan", "A", True),
+        ("2.0.0.10.in-addr.arpa", "PTR", True),
+        ("77.0.0.10.in-addr.arpa", "PTR", True),
+        ("other", "A", False),
+        ("example.org", "A", False),
+    ],
+)
+def test_answer_about_a_name_of_ours_alone_is_authoritative(
+    directory: FakeDirectory, name: str, kind: str, authoritative: bool
+) -> None:
+    # Docker's name server goes on to its next server after an NXDOMAIN that is not.
+    response = ask(directory, name, kind).response
+    assert response is not None
+    assert bool(response.flags & dns.flags.AA) == authoritative
+
+
 def test_answer_repeats_the_name_as_it_was_asked_and_lives_shortly(
     directory: FakeDirectory,
 ) -> None:
