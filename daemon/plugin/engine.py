@@ -224,11 +224,16 @@ class Engine:
 
 
 def _network(entry: Mapping[str, Any]) -> EngineNetwork:
-    ipam = (entry.get("IPAM") or {}).get("Config") or []
+    ipv6 = bool(entry.get("EnableIPv6"))
+    ipam = []
     subnets = set()
-    for config in ipam:
+    for config in (entry.get("IPAM") or {}).get("Config") or []:
         with contextlib.suppress(ValueError):
-            subnets.add(ip_network(config.get("Subnet", "")))
+            cidr = ip_network(config.get("Subnet", ""))
+            # Docker shows an IPv6 subnet that it was given without --ipv6, and does not use it.
+            if cidr.version == 4 or ipv6:
+                subnets.add(cidr)
+                ipam.append(config)
     return EngineNetwork(
         id=entry["Id"],
         name=entry["Name"],
@@ -244,7 +249,7 @@ def _network(entry: Mapping[str, Any]) -> EngineNetwork:
         labels=dict(entry.get("Labels") or {}),
         internal=bool(entry.get("Internal")),
         attachable=bool(entry.get("Attachable")),
-        ipv6=bool(entry.get("EnableIPv6")),
+        ipv6=ipv6,
         endpoints={
             info["EndpointID"]: EngineEndpoint(
                 info["EndpointID"],
