@@ -27,7 +27,6 @@ from pyvxlan.daemon.kv import ABSENT, PRESENT, Check, Delete, Store, Write
 from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import (
     Address,
-    Cidr,
     Endpoint,
     Host,
     Interface,
@@ -77,7 +76,7 @@ class Endpoints:
         self._networks = networks
         self._token = token
         self._rng = rng
-        self._cursors: dict[Cidr, Address] = {}
+        self._cursors = ipam.Cursors()
 
     async def all(self, network_id: str | None = None) -> list[Endpoint]:
         """Gives the endpoints of one network or of all, on all hosts, by name and id.
@@ -195,7 +194,8 @@ class Endpoints:
                 tried |= {address.ip for address in addresses}
                 continue
             for address in addresses:
-                self._cursors[address.network] = address.ip
+                if not (wish.ip if address.version == 4 else wish.ip6):
+                    self._cursors.note(network.id, address.network, address.ip)
             log.info("endpoint created endpoint=%s network=%s", endpoint.id, network.id)
             return endpoint
         raise StoreConflictError(f"network {network_id}: too many others take addresses; try again")
@@ -405,7 +405,7 @@ class Endpoints:
                     subnet,
                     taken,
                     tried,
-                    cursor=self._cursors.get(subnet.cidr),
+                    cursor=self._cursors.last(network.id, subnet.cidr),
                     rng=self._rng if tried else None,
                 )
                 if address:

@@ -230,6 +230,22 @@ def pick_address(
     return None
 
 
+class Cursors:
+    """The addresses that were picked last, by subnet; a subnet's next network begins anew."""
+
+    def __init__(self) -> None:
+        self._picked: dict[Cidr, tuple[str, Address]] = {}
+
+    def last(self, network_id: str, cidr: Cidr) -> Address | None:
+        """The address of a network's subnet that was picked last."""
+        owner, address = self._picked.get(cidr, ("", None))
+        return address if owner == network_id else None
+
+    def note(self, network_id: str, cidr: Cidr, address: Address) -> None:
+        """Notes that an address was picked."""
+        self._picked[cidr] = (network_id, address)
+
+
 def capacity(subnet: Subnet) -> int:
     """How many addresses of a subnet endpoints can have."""
     bounds = _free_bounds(subnet)

@@ -66,7 +66,7 @@ class Reservations:
         self._token = token
         self._rng = rng
         self._mine = records.emit(host.id)
-        self._cursors: dict[Cidr, Address] = {}
+        self._cursors = ipam.Cursors()
         self._trying: dict[str, dict[Address, float]] = {}
         """Addresses by network that this process is about to claim or holds, and since when."""
 
@@ -163,7 +163,8 @@ class Reservations:
             except BaseException:
                 held.pop(chosen.ip, None)
                 raise
-            self._cursors[cidr] = chosen.ip
+            if address is None:
+                self._cursors.note(network_id, cidr, chosen.ip)
             return chosen
         raise StoreConflictError(
             f"network {network_id[:12]}: too many others take addresses; try again"
@@ -241,7 +242,7 @@ class Reservations:
             subnet,
             taken,
             held,
-            cursor=self._cursors.get(cidr),
+            cursor=self._cursors.last(network.id, cidr),
             rng=self._rng if fresh else None,
         )
         if picked is None:

@@ -101,6 +101,13 @@ def test_picking_goes_round_at_the_end_of_the_subnet() -> None:
     assert picked == ip_address("10.0.0.2")
 
 
+def test_subnets_next_network_begins_anew() -> None:
+    cursors, cidr, address = ipam.Cursors(), subnet("10.0.0.0/24").cidr, ip_address("10.0.0.5")
+    cursors.note("first", cidr, address)
+    assert cursors.last("first", cidr) == address
+    assert cursors.last("second", cidr) is None
+
+
 def test_range_limits_what_is_given_out() -> None:
     limited = subnet("10.0.0.0/24", "10.0.0.128/30")
     taken: set[Address] = {ip_address(f"10.0.0.{last}") for last in (128, 129, 130)}
