@@ -77,6 +77,27 @@ def test_dual_stack_crosses_hosts(engines: DockerWorld) -> None:
     assert "address fd60::77 is taken in network six by endpoint s1 on host h1" in said
 
 
+def test_ipv6_subnet_without_ipv6_is_ignored_as_docker_does(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "nosix", "--subnet", "10.57.0.0/24", "--subnet", "fd57::/64")
+    copy = shown(host2, "nosix")
+    assert not copy["EnableIPv6"]
+    assert [config["Subnet"] for config in copy["IPAM"]["Config"]] == ["10.57.0.0/24"]
+
+
+def test_addresses_begin_anew_in_each_network(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    for _ in range(2):
+        create(host1, "anew", "--subnet", "10.56.0.0/24")
+        run(host1, "a1", "--network", "anew", "--ip", "10.56.0.9")
+        run(host1, "a2", "--network", "anew")
+        found = host1.docker("exec", "a2", "ip", "addr", "show", "eth0")
+        assert "inet 10.56.0.2/24" in found
+        host1.docker("rm", "-f", "a1", "a2")
+        host1.docker("network", "rm", "anew")
+        gone(host2, "anew")
+
+
 def test_static_addresses_and_macs_are_refused_twice_across_hosts(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "fixed", "--subnet", "10.61.0.0/24")
@@ -123,6 +144,9 @@ def test_names_of_all_kinds_cross_hosts(engines: DockerWorld) -> None:
             what=f"all holders have {name}",
         )
     assert "n1.names" in host2.docker("exec", "n3", "nslookup", "10.62.0.2")
+    # The other name servers of daemon.json, which are not reached from here, are not asked.
+    for name in ("nobody.pyvxlan", "10.62.0.99"):
+        assert "NXDOMAIN" in host2.docker_try("exec", "n3", "nslookup", name).stdout
     host1.docker("rename", "n1", "other")
     assert resolves(host2, "n3", "other") == {"10.62.0.2"}
     said = host2.docker_refused("run", "-d", "--name", "other", "--network", "names", "busybox")
