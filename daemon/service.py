@@ -187,7 +187,7 @@ class Service:
     @property
     def stale_s(self) -> float | None:
         """For how long the store has not answered; None while answers come from it."""
-        since = self._state.stale_since
+        since = self._state.silent_since
         return None if since is None else time.monotonic() - since
 
     async def keep(self) -> NoReturn:

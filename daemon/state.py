@@ -9,6 +9,7 @@ the store is stale, everything stays as it was. Records that are not valid are l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from pyvxlan.daemon import records
 from pyvxlan.daemon.errors import (
     InvalidError,
     NotSettledError,
+    StoreError,
     StoreUnavailableError,
     StoreUncertainError,
 )
@@ -39,6 +41,10 @@ EVERYTHING = "*"
 """In the set of dirty networks: compare all of them."""
 START_S = 3.0
 """How long a start waits for the store before it goes on from the mirror."""
+ANSWER_S = 0.25
+"""How long a reader waits before it looks whether the store answers at all, and for that answer."""
+SILENT_S = 1.5
+"""For how long, from its question on, a silent store is not asked by other readers."""
 
 
 class State:
@@ -66,6 +72,9 @@ class State:
         wide: Callable[[], bool] = lambda: False,
     ) -> None:
         self.host = host
+        self._store = store
+        self._silent_since = float("-inf")
+        """When a reader last asked in vain, on the monotonic clock."""
         self.dirty = asyncio.Event()
         """Set while `take_dirty` has something to give."""
         self.dirty_since = float("-inf")
@@ -245,6 +254,12 @@ class State:
         return self._follower.stale_since
 
     @property
+    def silent_since(self) -> float | None:
+        """Since when readers get what is remembered; may be before `stale_since` is told."""
+        silent = time.monotonic() - self._silent_since < SILENT_S
+        return self._silent_since if silent and self.stale_since is None else self.stale_since
+
+    @property
     def left_step_s(self) -> float | None:
         """When this was last in step, by the wall clock; None while it is, or if it never was."""
         return self._follower.left_step_s
@@ -343,16 +358,38 @@ class State:
     async def recall(self, fresh: Callable[[], Awaitable[T]], remembered: Callable[[], T]) -> T:
         """Gives what the store says now, or what is remembered if it does not answer.
 
+        A watch takes some seconds to tell that a store is silent; no reader waits for that.
+
         Raises:
             StoreError: It does not answer, and there is nothing to remember.
         """
-        if self.stale_since is None or not self.known:
-            try:
-                return await fresh()
-            except (StoreUnavailableError, StoreUncertainError):
-                if not self.known:
-                    raise
+        if not self.known:
+            return await fresh()
+        if self.silent_since is None:
+            with contextlib.suppress(StoreUnavailableError, StoreUncertainError):
+                return await self._answer(fresh)
         return remembered()
+
+    async def _answer(self, fresh: Callable[[], Awaitable[T]]) -> T:
+        """Waits for the store's answer for as long as it answers anything.
+
+        Raises:
+            StoreUnavailableError: It does not.
+        """
+        asked_at = time.monotonic()
+        asked = asyncio.ensure_future(fresh())
+        try:
+            while not (await asyncio.wait({asked}, timeout=ANSWER_S))[0]:
+                # It may be a long list. One key is told at once by all that are there.
+                async with asyncio.timeout(ANSWER_S):
+                    await self._store.get(records.META)
+        except (StoreError, TimeoutError) as error:
+            self._silent_since = asked_at
+            raise StoreUnavailableError("the store does not answer") from error
+        finally:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+        return asked.result()
 
     def arrange_watches(self) -> None:
         """Looks again how endpoints are best watched: the store is another one."""

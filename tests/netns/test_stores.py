@@ -36,6 +36,8 @@ NOTICED_S = 15
 HEALED_S = 10
 """By when all is well after the store's first answer. It takes 5 s at most on a machine that has
 nothing else to do (docs/outages.md)."""
+READ_S = 2
+"""By when a list has come, though the store is silent. It takes 0.5 s at most on such a machine."""
 REFUSED_S = 12
 """By when a verb has its answer: two calls of the store with 3 s each, and the command itself."""
 
@@ -99,6 +101,15 @@ class Overlay:
         )
         self.refuses(host, "attach", "--network", "n1", "--name", "new", host.container().netns)
         self.restarts(host)
+
+    def answers_at_once(self, host: Host) -> None:
+        """What a host knows it tells before it has found that the store is away."""
+        for words in ("networks",), ("networks", "n1"), ("endpoints",):
+            asked_at = time.monotonic()
+            ApiClient(host.run_dir).get(*words)
+            took_s = time.monotonic() - asked_at
+            log.info("read path=%s after_s=%.1f", "/".join(words), took_s)
+            assert took_s < READ_S
 
     def refuses(self, host: Host, *words: str) -> None:
         """What needs the store gets its answer soon, in one line."""
@@ -198,6 +209,7 @@ def test_frozen(etcd: Overlay) -> None:
     server = etcd.server
     with etcd.unharmed():
         server.freeze()
+        etcd.answers_at_once(etcd.world[1])
         etcd.noticed()
         etcd.goes_on(etcd.world[1])
         server.thaw()
@@ -393,9 +405,13 @@ def other(request: pytest.FixtureRequest) -> Iterator[Overlay]:
 
 
 def test_other_stores(other: Overlay) -> None:
-    """Killed, cut off from one host, and back empty."""
+    """Frozen for a moment, killed, cut off from one host, and back empty."""
     made, server = other.world, other.server
     with other.unharmed():
+        server.freeze()
+        other.answers_at_once(made[1])
+        server.thaw()
+        other.heals(time.monotonic())
         server.kill()
         other.noticed()
         other.goes_on(made[2])

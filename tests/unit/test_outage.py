@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -16,9 +18,10 @@ from pyvxlan.daemon.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from pyvxlan.daemon.kv import Delete, Write
+from pyvxlan.daemon.kv import Delete, Item, Write
 from pyvxlan.daemon.model import Endpoint
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
+from pyvxlan.daemon.state import ANSWER_S, SILENT_S
 from tests.unit.cluster import Cluster, Node
 
 
@@ -55,6 +58,53 @@ async def overlay(one: Node, two: Node) -> tuple[Endpoint, Endpoint]:
     for node in (one, two):
         await node.until(lambda node=node: len(node.state.endpoints[network.id]) == 2)  # type: ignore[misc]
     return made
+
+
+# A store that is silent, and not yet found to be away
+
+
+async def test_readers_do_not_wait_until_a_silent_store_is_found_away(
+    one: Node, two: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, theirs = await overlay(one, two)
+    silence = asyncio.Event()
+
+    async def silent(*_: object) -> NoReturn:
+        await silence.wait()
+        raise AssertionError("nobody waits for it")
+
+    for call in ("get", "list"):
+        monkeypatch.setattr(one.store, call, silent)
+    asked_at = time.monotonic()
+    assert [network.name for network in await one.service.networks()] == ["n1"]
+    assert (await one.service.find_network("n1")).id == mine.network_id
+    assert {e.id for e in await one.service.endpoints("n1")} == {mine.id, theirs.id}
+    assert {e.id for e in await one.service.endpoints()} == {mine.id, theirs.id}
+    assert await one.service.find_endpoint("on-two") == theirs
+    assert time.monotonic() - asked_at < 1, "it took the time of one question"
+    assert one.state.stale_since is None
+    assert one.service.stale_s, "the answer says what it is"
+    monkeypatch.undo()
+    await asyncio.sleep(SILENT_S)
+    assert [network.name for network in await one.service.networks()] == ["n1"]
+    assert one.service.stale_s is None
+
+
+async def test_long_list_is_waited_for(
+    one: Node, two: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.service.create_network(NetworkSpec("n1"))
+    theirs = await attached(two, "c1", name="on-two")
+    listed = one.store.list
+
+    async def slow(prefix: str) -> Mapping[str, Item]:
+        await asyncio.sleep(3 * ANSWER_S)
+        return await listed(prefix)
+
+    monkeypatch.setattr(one.store, "list", slow)
+    assert one.state.endpoints == {}
+    assert await one.service.endpoints() == [theirs]
+    assert one.service.stale_s is None
 
 
 # A start without the store
