@@ -611,6 +611,33 @@ fn udp_super_frame_that_looks_like_a_run_of_datagrams_arrives_as_its_segments() 
 }
 
 #[test]
+fn packet_that_claims_to_be_longer_than_its_datagram_gets_nothing_of_those_behind_it() {
+    const UNKNOWN: u32 = 6;
+    for others in [&[VNI][..], &[5], &[UNKNOWN, 5]] {
+        let mut bench = bench();
+        let network = Arc::new(Network::new(config(5), 1).unwrap());
+        network.publish(tables());
+        let port = MemPort::default();
+        bench
+            .lane
+            .attach(&network, vec![port.clone()], port.clone());
+        let secrets: Vec<_> = others
+            .iter()
+            .map(|&vni| encap(vni, &turned(udp(1000, &[0x5e; 600]))))
+            .collect();
+        let size = secrets[0].len();
+        // What the liar's frame claims to hold ends where the run ends.
+        let mut liar = Packet::udp(false, &vec![0; 600 + size * others.len()]).frame();
+        liar.truncate(size - vxlan::HEADER_LEN);
+        let run = [encap(VNI, &turned(liar)), secrets.concat()].concat();
+        assert!(bench.arrive(vtep(2), &run, size).is_empty());
+        assert!(port.take().is_empty());
+        let pieces = 1 + others.len() as u64;
+        assert_eq!(bench.ingress_drops(DropReason::FrameMalformed), pieces);
+    }
+}
+
+#[test]
 fn udp_super_frame_is_held_against_table_and_mtu() {
     let mut bench = bench();
     let frame = Packet::udp(false, &[7; 9000]).frame();

@@ -6,11 +6,12 @@ mod support;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use support::{arb_packet, Packet, Transport};
+use support::{arb_packet, arb_tags, arb_words, naive_checksum, Packet, Transport};
 use vxlan_dataplane::offload::{
     complete_checksum, unfinished, Coalescer, Output, Segments, MAX_PIECES,
 };
 use vxlan_dataplane::wire::ethernet::Tag;
+use vxlan_dataplane::wire::ipv4;
 use vxlan_dataplane::wire::tcp::flag::{ACK, CWR, FIN, PSH, RST, SYN, URG};
 use vxlan_dataplane::wire::virtio::{self, VnetHdr};
 use vxlan_dataplane::DropReason;
@@ -276,9 +277,8 @@ fn stream(ipv6: bool, count: usize, size: usize, last: usize) -> Vec<Packet> {
 #[test]
 fn segments_in_sequence_become_the_super_frame_they_came_from() {
     for ipv6 in [false, true] {
-        let packet = Packet::tcp(ipv6, 77, &pattern(20_000)).with_flags(ACK | PSH | CWR);
-        let (mut hdr, frame) = packet.super_frame(1398);
-        hdr.gso_type |= virtio::GSO_ECN;
+        let packet = Packet::tcp(ipv6, 77, &pattern(20_000)).with_flags(ACK | PSH);
+        let (hdr, frame) = packet.super_frame(1398);
         let written = coalesced(&frames_of(&packet.segments(1398)));
         let handles = (0..15).collect();
         assert_eq!(
@@ -376,6 +376,20 @@ fn segments_with_other_headers_are_not_joined() {
         assert!(joined(
             &|packet| *packet = packet.clone().with_flags(ACK | flag)
         ));
+    }
+}
+
+/// With Accurate ECN the flag is part of a counter of which nothing may be lost.
+#[test]
+fn segment_with_cwr_passes_alone() {
+    for at in 0..3 {
+        let mut packets = stream(false, 5, 100, 100);
+        packets[at] = packets[at].clone().with_flags(ACK | CWR);
+        let before: Vec<usize> = (0..at).collect();
+        let after: Vec<usize> = (at + 1..5).collect();
+        let expected = [before, vec![at], after];
+        let expected: Vec<_> = expected.into_iter().filter(|g| !g.is_empty()).collect();
+        assert_eq!(groups(&frames_of(&packets)), expected);
     }
 }
 
@@ -551,6 +565,204 @@ fn super_frame_never_outgrows_ip_and_its_pieces() {
     assert_eq!(written[0].handles.len(), MAX_PIECES);
 }
 
+/// What is wrong with a frame beside its headers' values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Flaw {
+    None,
+    /// Its checksum does not hold.
+    Spoilt,
+    /// Something follows the packet.
+    Padded,
+    /// It is the first fragment of a packet.
+    Fragment,
+}
+
+impl Flaw {
+    fn on(self, packet: &Packet) -> Vec<u8> {
+        let mut frame = packet.frame();
+        match self {
+            Flaw::None => {}
+            Flaw::Spoilt => {
+                let last = frame.len() - 1;
+                frame[last] ^= 0x10;
+            }
+            Flaw::Padded => frame.extend([0; 4]),
+            Flaw::Fragment => {
+                let l3 = 14 + 4 * packet.tags.len();
+                frame[l3 + 6] |= 0x20;
+                let sum = naive_checksum(&{
+                    let mut header = frame[l3..l3 + 20].to_vec();
+                    header[10..12].fill(0);
+                    header
+                });
+                frame[l3 + 10..l3 + 12].copy_from_slice(&sum.to_be_bytes());
+            }
+        }
+        frame
+    }
+}
+
+/// Makes one thing of a packet another than its flow has.
+fn change(packet: &mut Packet, kind: u8, value: u16) -> Flaw {
+    let size = packet.payload.len();
+    let v4 = packet.source.is_ipv4();
+    match kind {
+        0 => packet.traffic_class ^= (value as u8).max(1),
+        1 => packet.ttl = value as u8,
+        2 => packet.id = value,
+        3 => packet.dont_fragment = !packet.dont_fragment,
+        4 if v4 => packet.extra = vec![1; 4 + usize::from(value % 10) * 4],
+        4 => packet.extra = vec![0; 8],
+        5 => packet.tags.clear(),
+        6 => packet.tags.push(Tag {
+            protocol: 0x8100,
+            control: value,
+        }),
+        7 => packet.payload.truncate(usize::from(value) % (size + 1)),
+        8 => packet.payload.push(7),
+        9 => packet.payload.clear(),
+        10 => return Flaw::Spoilt,
+        11 => return Flaw::Padded,
+        12 if v4 => return Flaw::Fragment,
+        13 => {
+            if let Transport::Udp { checksum } = &mut packet.transport {
+                *checksum = false;
+            }
+        }
+        14..=40 => {
+            if let Transport::Tcp {
+                sequence,
+                acknowledgement,
+                flags,
+                window,
+                options,
+            } = &mut packet.transport
+            {
+                match kind {
+                    14 => *sequence = sequence.wrapping_add(value.into()),
+                    15 => *sequence = sequence.wrapping_sub(size as u32),
+                    16 => *acknowledgement ^= u32::from(value),
+                    17 => *window = value,
+                    18 => *window = 0,
+                    19 => options.clear(),
+                    20 if options.len() < 40 => options.extend([1; 4]),
+                    21 => options.iter_mut().take(1).for_each(|byte| *byte ^= 1),
+                    22 => *flags = value & 0xfff,
+                    // One of the twelve bits behind the data offset.
+                    23..=34 => *flags ^= 1 << (kind - 23),
+                    _ => *flags |= PSH,
+                }
+            }
+        }
+        _ => {}
+    }
+    packet.tags.truncate(2);
+    Flaw::None
+}
+
+/// The rules of joining, on packets instead of bytes.
+#[derive(Default)]
+struct Model {
+    open: Vec<(Vec<Packet>, Vec<usize>)>,
+    groups: Vec<Vec<usize>>,
+}
+
+impl Model {
+    fn push(&mut self, packet: &Packet, flaw: Flaw, handle: usize) {
+        let simple = packet.extra.is_empty() && !matches!(flaw, Flaw::Padded | Flaw::Fragment);
+        if !simple {
+            // May be of any flow between the two.
+            self.close(|first| {
+                (first.source, first.destination) == (packet.source, packet.destination)
+            });
+            return self.groups.push(vec![handle]);
+        }
+        let is_same = |first: &Packet| key(first) == key(packet);
+        if let Some(at) = self.open.iter().position(|(held, _)| is_same(&held[0])) {
+            let (held, handles) = &mut self.open[at];
+            if follows(held, packet) && has_checksum(packet, flaw) {
+                handles.push(handle);
+                held.push(packet.clone());
+                let shorter = packet.payload.len() < held[0].payload.len();
+                if shorter || flags(packet) & (PSH | FIN) != 0 || held.len() == MAX_PIECES {
+                    self.close(is_same);
+                }
+                return;
+            }
+            self.close(is_same);
+        }
+        let lone = flags(packet) & (FIN | SYN | RST | PSH | URG | CWR) != 0;
+        if packet.payload.is_empty() || lone || !has_checksum(packet, flaw) {
+            return self.groups.push(vec![handle]);
+        }
+        self.open.push((vec![packet.clone()], vec![handle]));
+    }
+
+    fn close(&mut self, which: impl Fn(&Packet) -> bool) {
+        let (closed, open) = std::mem::take(&mut self.open)
+            .into_iter()
+            .partition(|(held, _)| which(&held[0]));
+        self.open = open;
+        self.groups
+            .extend(Vec::into_iter(closed).map(|(_, handles)| handles));
+    }
+}
+
+fn key(packet: &Packet) -> (bool, std::net::IpAddr, std::net::IpAddr, u16, u16) {
+    let udp = matches!(packet.transport, Transport::Udp { .. });
+    let ports = (packet.source_port, packet.destination_port);
+    (udp, packet.source, packet.destination, ports.0, ports.1)
+}
+
+fn flags(packet: &Packet) -> u16 {
+    match packet.transport {
+        Transport::Tcp { flags, .. } => flags,
+        Transport::Udp { .. } => 0,
+    }
+}
+
+fn has_checksum(packet: &Packet, flaw: Flaw) -> bool {
+    flaw != Flaw::Spoilt && !matches!(packet.transport, Transport::Udp { checksum: false })
+}
+
+/// Whether `packet` may be joined to those that are `held` of its flow.
+fn follows(held: &[Packet], packet: &Packet) -> bool {
+    let (first, last) = (&held[0], &held[held.len() - 1]);
+    let mut like = packet.clone();
+    like.payload.clone_from(&first.payload);
+    like.id = first.id;
+    if let (
+        Transport::Tcp {
+            sequence, flags, ..
+        },
+        Transport::Tcp {
+            sequence: begin,
+            flags: wanted,
+            ..
+        },
+    ) = (&mut like.transport, &first.transport)
+    {
+        if *sequence != last.sequence().wrapping_add(last.payload.len() as u32) {
+            return false;
+        }
+        (*sequence, *flags) = (*begin, *flags & !(FIN | PSH));
+        if *flags != *wanted {
+            return false;
+        }
+    }
+    let v4_without_df = first.source.is_ipv4() && !first.dont_fragment;
+    let len: usize = held.iter().map(|packet| packet.payload.len()).sum();
+    let headers = first.header_len() - 14 - 4 * first.tags.len();
+    // IPv6 has neither identification nor DF.
+    if first.source.is_ipv6() {
+        like.dont_fragment = first.dont_fragment;
+    }
+    format!("{like:?}") == format!("{first:?}")
+        && (!v4_without_df || packet.id == last.id.wrapping_add(1))
+        && (1..=first.payload.len()).contains(&packet.payload.len())
+        && headers + len + packet.payload.len() <= 65535
+}
+
 proptest! {
     #[test]
     fn segments_are_those_of_the_model(
@@ -624,6 +836,78 @@ proptest! {
         let _ = segmented(&hdr, &frame);
         let _ = unfinished(&frame, cut);
         let _ = complete_checksum(&hdr, &mut frame);
+    }
+
+    /// Segments of several flows that differ from the one before in something, or in nothing: those
+    /// are joined that the model joins, and cut again they are what they were.
+    #[test]
+    fn what_is_joined_is_what_the_model_joins(
+        packets in vec((0..6usize, 0..64u8, 0..16u8, any::<u16>()), 0..150),
+        size in 1..1460usize,
+        options in arb_words(0..=10),
+        tags in arb_tags(),
+        chance in 1..16u8,
+    ) {
+        let mut flows: Vec<Packet> = (0..6u16)
+            .map(|flow| {
+                let mut packet = match flow {
+                    4 | 5 => Packet::udp(flow == 5, &[]),
+                    _ => Packet::tcp(flow & 1 == 1, u32::MAX - 5000, &[]),
+                };
+                packet.source_port += flow / 2;
+                packet.dont_fragment = flow & 2 == 0;
+                packet.tags.clone_from(&tags);
+                if let Transport::Tcp { options: own, .. } = &mut packet.transport {
+                    own.clone_from(&options);
+                }
+                packet
+            })
+            .collect();
+        let mut model = Model::default();
+        let mut frames = vec![];
+        for &(flow, kind, odds, value) in &packets {
+            let base = &mut flows[flow];
+            let mut packet = base.clone();
+            packet.payload = pattern(size);
+            let mut flaw = Flaw::None;
+            if odds < chance {
+                flaw = change(&mut packet, kind, value);
+            }
+            base.id = base.id.wrapping_add(1);
+            if let Transport::Tcp { sequence, .. } = &mut base.transport {
+                let len = packet.payload.len() as u32;
+                *sequence = u32::wrapping_add(*sequence, len);
+            }
+            model.push(&packet, flaw, frames.len());
+            frames.push(flaw.on(&packet));
+        }
+        let written = coalesced(&frames);
+        let mut joined: Vec<Vec<usize>> = written.iter().map(|w| w.handles.clone()).collect();
+        joined.sort();
+        model.close(|_| true);
+        model.groups.sort();
+        prop_assert_eq!(&joined, &model.groups);
+        for Written { handles, vnet, frame } in written {
+            if handles.len() == 1 {
+                continue;
+            }
+            prop_assert!(frame.len() <= 65535 + 14 + 4 * tags.len());
+            let mut after = segmented(&vnet, &frame).unwrap();
+            prop_assert_eq!(after.len(), handles.len());
+            for (after, &handle) in after.iter_mut().zip(&handles) {
+                let mut before = frames[handle].clone();
+                let l3 = 14 + 4 * tags.len();
+                if before[l3] == 0x45 && before[l3 + 6] & 0x40 != 0 {
+                    // With DF the identification means nothing, and the checksum covers it.
+                    for frame in [&mut before, after] {
+                        prop_assert!(ipv4::checksum_is_right(&frame[l3..]));
+                        frame[l3 + 4..l3 + 6].fill(0);
+                        frame[l3 + 10..l3 + 12].fill(0);
+                    }
+                }
+                prop_assert_eq!(&before, after);
+            }
+        }
     }
 
     /// Frames in any order, some spoilt: every one leaves once, those of a flow in order, and what

@@ -19,7 +19,7 @@ use crate::capture::{Direction, Verdict};
 use crate::ingress::{decide, Ingress};
 use crate::io::{Port, Underlay};
 use crate::narrow::clamp_mss;
-use crate::offload::{datagram_super_frame, unfinished};
+use crate::offload::{datagram_super_frame, may_be_run, unfinished};
 use crate::offload::{Coalescer, Joined, Output, Segments, MAX_HEADER_LEN, MAX_PIECES};
 use crate::probe;
 use crate::table::Tables;
@@ -161,6 +161,13 @@ impl IngressPath {
                 admitted += 1;
                 admitted_bytes += datagram.len() as u64;
                 if let Some(segments) = whole.clone() {
+                    let is_here = |vni| writers.contains_key(&vni);
+                    if may_be_run(received.payload, received.segment, is_here) {
+                        let (count, parts) = (segments.remaining() as u64, [IoSlice::new(frame)]);
+                        let reason = DropReason::FrameMalformed;
+                        current.drop_frame(reason, count, Some(source), &parts, watch);
+                        continue;
+                    }
                     // What came before it goes first.
                     self.flush(current, underlay, watch, &mut lost);
                     let header = &mut self.header;

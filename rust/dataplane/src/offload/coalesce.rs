@@ -44,12 +44,14 @@ pub enum Output<'c, H> {
 ///
 /// TCP segments are joined if nothing but sequence number, IPv4 identification, checksum, PSH and
 /// FIN differs between them, they follow each other without a gap, all but the last have one size,
-/// and every checksum is right; a TAP's kernel takes the whole as verified. Identifications must
-/// count up unless DF is set, for then they mean nothing (RFC 6864). UDP datagrams are joined by the
-/// same rules as far as they have such fields, if they have a checksum; a socket still receives
-/// every one by itself. What cannot be joined passes as it is. Frames of one flow leave in the
-/// order in which they came; frames of different flows may overtake each other. Holds neither
-/// frames nor references to them, only the caller's handles.
+/// and every checksum is right; a TAP's kernel takes the whole as verified. A segment with CWR passes
+/// alone: it is rare with classic ECN, and with Accurate ECN (RFC 9768) the flag is part of a counter
+/// that not every kernel cuts as it was. Identifications must count up unless DF is set, for then
+/// they mean nothing (RFC 6864). UDP datagrams are joined by the same rules as far as they have such
+/// fields, if they have a checksum; a socket still receives every one by itself. What cannot be
+/// joined passes as it is. Frames of one flow leave in the order in which they came; frames of
+/// different flows may overtake each other. Holds neither frames nor references to them, only the
+/// caller's handles.
 ///
 /// One per port and worker; allocates nothing after [`Coalescer::new`].
 #[derive(Debug)]

@@ -14,8 +14,8 @@ const HEADER_ROOM: usize = ethernet::HEADER_LEN
     + ipv6::HEADER_LEN
     + tcp::MAX_HEADER_LEN;
 
-/// Data offset, flags and window as one word: what of it may differ (FIN, PSH, CWR).
-const FREE_FLAGS: u32 = u32::from_be_bytes([0, flag::FIN_PSH | flag::CWR, 0, 0]);
+/// Data offset, flags and window as one word: what of it may differ (FIN, PSH).
+const FREE_FLAGS: u32 = u32::from_be_bytes([0, flag::FIN_PSH, 0, 0]);
 
 /// What became of a segment.
 pub(super) enum Append {
@@ -150,13 +150,11 @@ impl<H: Copy> Group<H> {
             put16(&mut self.header, l4 + field::UDP_LEN, segment_len);
             (protocol::UDP, field::UDP_CHECKSUM, virtio::GSO_UDP_L4)
         } else {
-            let cwr = self.header[l4 + field::TCP_FLAGS] & flag::CWR != 0;
-            let ecn = if cwr { virtio::GSO_ECN } else { 0 };
             let kind = match self.ipv6 {
                 true => virtio::GSO_TCPV6,
                 false => virtio::GSO_TCPV4,
             };
-            (protocol::TCP, field::TCP_CHECKSUM, kind | ecn)
+            (protocol::TCP, field::TCP_CHECKSUM, kind)
         };
         let sum = Sum::new()
             .bytes(self.addresses())
@@ -217,7 +215,6 @@ impl<H: Copy> Group<H> {
         network
             && same(l4 + 8, l4 + 12)
             && (word(&self.header, l4 + 12) ^ word(frame, l4 + 12)) & !FREE_FLAGS == 0
-            && segment.flags() & flag::CWR == 0
             && same(l4 + field::TCP_CHECKSUM + 2, self.header_len)
     }
 

@@ -9,7 +9,7 @@ mod unfinished;
 pub use checksum::complete_checksum;
 pub use coalesce::{Coalescer, Joined, Output, Piece};
 pub use segment::Segments;
-pub use unfinished::{datagram_super_frame, unfinished};
+pub use unfinished::{datagram_super_frame, may_be_run, unfinished};
 
 /// Longest headers (Ethernet to TCP) of a super-frame that is segmented, in bytes.
 pub const MAX_HEADER_LEN: usize = 256;
@@ -41,7 +41,8 @@ mod flag {
     pub(super) const CWR: u8 = flag::CWR as u8;
     pub(super) const FIN_PSH: u8 = (flag::FIN | flag::PSH) as u8;
     /// A segment with one of these begins no super-frame and ends one.
-    pub(super) const LONE: u8 = (flag::FIN | flag::SYN | flag::RST | flag::PSH | flag::URG) as u8;
+    pub(super) const LONE: u8 =
+        (flag::FIN | flag::SYN | flag::RST | flag::PSH | flag::URG | flag::CWR) as u8;
 }
 
 /// Writes a big-endian number at `at`, which lies within `bytes`.

@@ -158,6 +158,11 @@ impl<'f> Segments<'f> {
         self.payload + self.size.min(self.end - self.payload)
     }
 
+    /// Whether the frame goes on behind the packet.
+    pub(super) fn is_padded(&self) -> bool {
+        self.end < self.frame.len()
+    }
+
     /// Number of segments that are left.
     #[inline]
     #[must_use]

@@ -6,7 +6,7 @@ use super::{field, Segments};
 use crate::wire::checksum::Sum;
 use crate::wire::ethernet::{self, ethertype};
 use crate::wire::virtio::{self, VnetHdr};
-use crate::wire::{be16, ipv4, ipv6, protocol, tcp, vxlan};
+use crate::wire::{be16, ipv4, ipv6, protocol, tcp, vxlan, Vni};
 
 /// Finds out whether the sender left `frame`'s checksum, and perhaps its segmentation, to a card.
 ///
@@ -75,7 +75,8 @@ pub fn unfinished(frame: &[u8], mtu_bytes: usize) -> Option<VnetHdr> {
 /// `size` bytes each without headers, as the length of the outer ones. But then the inner packet is
 /// longer than that, and in a true run it is shorter.
 ///
-/// Returns the segments of the frame behind the VXLAN header; None for a true run.
+/// Returns the segments of the frame behind the VXLAN header; None for a true run. But a container
+/// may lie about a packet's length: see [`may_be_run`].
 #[must_use]
 pub fn datagram_super_frame(run: &[u8], size: usize) -> Option<Segments<'_>> {
     if run.len() <= size {
@@ -87,7 +88,22 @@ pub fn datagram_super_frame(run: &[u8], size: usize) -> Option<Segments<'_>> {
         ..VnetHdr::NONE
     };
     let segments = Segments::new(&header, run.get(vxlan::HEADER_LEN..)?).ok()?;
-    (segments.remaining() > 1).then_some(segments)
+    (segments.remaining() > 1 && !segments.is_padded()).then_some(segments)
+}
+
+/// Whether what [`datagram_super_frame`] takes for one datagram may be a run of several all the same.
+///
+/// Taken for one, a run whose first inner packet claims to be as long as all of it would hand what
+/// follows, other networks' frames among it, to the liar's peer. Taken for a run, a super-frame whose
+/// payload imitates VXLAN would reach other networks. Either is told by a VXLAN header of a network
+/// that `is_known`, as senders make it, where another datagram would begin; bytes that nobody made
+/// for it do not have one. Such a message is neither, and must be dropped.
+#[must_use]
+pub fn may_be_run(run: &[u8], size: usize, is_known: impl Fn(Vni) -> bool) -> bool {
+    run.chunks(size).skip(1).any(|datagram| {
+        vxlan::parse(datagram)
+            .is_ok_and(|vni| datagram.starts_with(&vxlan::header(vni)) && is_known(vni))
+    })
 }
 
 /// What the pseudo header is made of.
