@@ -16,6 +16,7 @@ KINDS = (
     "daemon_started",
     "network_added",
     "network_removed",
+    "network_refused",
     "endpoint_added",
     "endpoint_removed",
     "host_up",

@@ -373,7 +373,16 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
             names_address=IPv4Address(settings.names_address),
         )
         engine = Engine(settings.docker_socket, settings.plugin_path.stem)
-        background.append(plugin.connect(engine, handover, state, local, settings.names_address))
+        background.append(
+            plugin.connect(
+                engine,
+                handover,
+                state,
+                local,
+                names_address=settings.names_address,
+                events=events,
+            )
+        )
     stack.push_async_callback(_end, background)
     try:
         await reconciler.settled(EVERYTHING, FIRST_ROUND_S)

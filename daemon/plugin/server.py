@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from aiohttp import web
 
 from pyvxlan.daemon.errors import ConfigError, ConflictError, DaemonError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.plugin.codec import (
@@ -106,12 +107,19 @@ class Plugin:
         handover: Handover,
         state: State,
         local: LocalRecords,
+        *,
         names_address: str,
+        events: Events | None = None,
     ) -> asyncio.Task[NoReturn]:
         """Makes the drivers and begins to follow Docker; gives what runs for as long as it does."""
         pairing = Pairing(local)
         steward = Steward(
-            engine=engine, pairing=pairing, handover=handover, state=state, missed=self._missed
+            engine=engine,
+            pairing=pairing,
+            handover=handover,
+            state=state,
+            missed=self._missed,
+            events=events,
         )
         ipam = IpamDriver(handover, pairing, state, steward.poke)
         network = NetworkDriver(

@@ -22,6 +22,7 @@ from pyvxlan.daemon.errors import (
     NotFoundError,
     NotSettledError,
 )
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.model import Network
 from pyvxlan.daemon.plugin.codec import NetworkDeletion
@@ -64,6 +65,7 @@ class Steward:
         handover: The verbs, for endpoints; its service has those for networks.
         state: What the cluster has.
         missed: Networks that Docker deleted before there was anybody to do it.
+        events: Where it is noted that a network was refused after Docker had made it.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Steward:
         handover: Handover,
         state: State,
         missed: Iterable[NetworkDeletion] = (),
+        events: Events | None = None,
     ) -> None:
         self.drivers: tuple[NetworkDriver, IpamDriver]
         """The plug-in's two halves; set before `run`."""
@@ -83,12 +86,15 @@ class Steward:
         self._handover = handover
         self._state = state
         self._missed = missed
+        self._events = events or Events()
         self._wake = asyncio.Event()
         self._warned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._swept = False
         self._looked_s = float("-inf")
         """When a comparison looked at the endpoints, too."""
+        self._expected: set[str] = set()
+        """Networks, by Docker's id, that it is making; nobody else publishes them meanwhile."""
         self._publishing: dict[str, str] = {}
         """Names, by Docker's id, of networks that the cluster is being told of."""
         self._copying: set[str] = set()
@@ -162,7 +168,7 @@ class Steward:
         failed = False
         deleted = self.drivers[0].deleted
         deleted.intersection_update({entry.id for entry in shown} | self._publishing.keys())
-        publishing = set(self._publishing)
+        publishing = self._expected | self._publishing.keys()
         # The names of networks that are being removed are free when that is done.
         taken = {one.name for one in self._state.networks.values() if one.id in doomed}
         for step in steps:
@@ -246,13 +252,18 @@ class Steward:
 
     async def _expect(self, engine_id: str, mtu: Mtu) -> None:
         """Gives up after a while: Docker's event comes then."""
-        with contextlib.suppress(DaemonError):
+        self._expected.add(engine_id)
+        try:
             # The store answers before Docker shows the network.
             groundwork, shown = await asyncio.gather(
                 self._handover.service.groundwork(mtu), self._made(engine_id)
             )
             if shown and not any(n.name == shown.name for n in self._state.networks.values()):
                 await self._publish(shown, groundwork)
+        except DaemonError as error:
+            log.debug("not published at once docker=%s cause=%s", engine_id[:12], error)
+        finally:
+            self._expected.discard(engine_id)
         if engine_id in self._pairing.pairs:
             self._poke_later()
         else:
@@ -296,6 +307,7 @@ class Steward:
             network = await service.create_network(spec, held=shown.subnets, groundwork=groundwork)
         except (ConflictError, InvalidError, ExhaustedError) as error:
             log.error("network refused and taken out of Docker name=%s cause=%s", shown.name, error)
+            self._events.note("network_refused", f"{shown.name} of this host's Docker: {error}")
             await self._remove(shown)
             await self._release(shown)
             return

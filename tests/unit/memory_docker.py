@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvxlan.daemon.errors import ConflictError, NotFoundError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.model import Network, Sandbox
 from pyvxlan.daemon.net import Route
@@ -345,12 +346,18 @@ class DockerNode:
             host=node.host,
             names_address=IPv4Address(NAMES_ADDRESS),
         )
+        self.events = Events()
         self._task: asyncio.Task[Any] | None = None
 
     def connect(self) -> None:
         """Lets the plug-in work; before, it is one whose daemon is starting."""
         self._task = self.plugin.connect(
-            self.docker, self.handover, self.node.state, self.node.local, NAMES_ADDRESS
+            self.docker,
+            self.handover,
+            self.node.state,
+            self.node.local,
+            names_address=NAMES_ADDRESS,
+            events=self.events,
         )
 
     async def disconnect(self) -> None:
