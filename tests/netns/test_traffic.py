@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -17,6 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet6 import (
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    IPv6ExtHdrRouting,
+)
 
 from pyvxlan import encap
 from tests.netns.captures import capture, end_capture, offloads_off, tshark
@@ -346,6 +355,45 @@ def test_frames_of_a_liar_are_dropped(trio: Trio) -> None:
     eventually(lambda: counted("source_mac_elsewhere") == 5)
     eventually(lambda: counted("source_not_vtep") >= 7)
     assert trio.containers[0].ping(trio.v4[1]) == 3
+
+
+def _odd_frames(trio: Trio, macs: list[bytes], rng: random.Random) -> Iterator[bytes]:
+    """Frames from the first container to the second; most with headers that are wrong somewhere."""
+    v4 = IP(src=trio.v4[0], dst=trio.v4[1])
+    v6 = IPv6(src=trio.v6[0], dst=trio.v6[1])
+    v4_options = IP(src=trio.v4[0], dst=trio.v4[1], options=[IPOption_NOP()] * 12)
+    v4_fragment = IP(src=trio.v4[0], dst=trio.v4[1], flags="MF", frag=100)
+    below = (
+        *(v4, v4_options, v4_fragment, v6, v6 / IPv6ExtHdrHopByHop() / IPv6ExtHdrDestOpt()),
+        *(v6 / IPv6ExtHdrRouting(segleft=1), v6 / IPv6ExtHdrFragment(offset=20, m=1)),
+    )
+    for number in range(600):
+        port = 1024 + number
+        above = rng.choice(
+            (UDP(sport=port), TCP(sport=port, flags=rng.choice(("S", "", "FPUEC"))), ICMP())
+        )
+        payload = rng.randbytes(rng.choice((0, 1, 18, 500, 1300))) + number.to_bytes(8)
+        packet = bytearray(bytes(rng.choice(below) / above / payload))
+        kind = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+        for _ in range(rng.choice((0, 0, 1, 2, 4))):
+            packet[rng.randrange(min(len(packet) - 8, 60))] = rng.randrange(256)
+        tag = rng.choice((b"", b"", b"\x81\x00" + rng.randbytes(2)))
+        yield macs[1] + macs[0] + tag + kind + packet + bytes(rng.choice((0, 0, 7)))
+
+
+def test_odd_frames_arrive_as_they_were_sent(either: Trio) -> None:
+    """Lengths, checksums and headers that are wrong are no matter of the overlay's."""
+    macs = [bytes.fromhex(c.link()["address"].replace(":", "")) for c in either.containers]
+    sender, receiver = (c.socket(socket.AF_PACKET, socket.SOCK_RAW) for c in either.containers[:2])
+    with sender, receiver:
+        sender.bind(("eth0", 0))
+        receiver.bind(("eth0", 3))  # ETH_P_ALL
+        for frame in _odd_frames(either, macs, random.Random(7)):
+            sender.send(frame)
+            # The kernel shows a tag beside the frame.
+            expected = frame[:12] + frame[16:] if frame[12:14] == b"\x81\x00" else frame
+            while receiver.recv(65536) != expected:
+                pass  # answers of the container's kernel, and what others send
 
 
 def test_idle_forwarder_uses_no_cpu(trio: Trio) -> None:
