@@ -31,10 +31,10 @@ from pyvxlan.daemon.plugin.codec import (
 DATA = Path(__file__).parents[1] / "data"
 CALLS = {
     version: [json.loads(line) for line in file.read_text().splitlines()]
-    for version in ("20.10", "28.5")
+    for version in ("20.10", "28.5", "29.8")
     if (file := DATA / f"docker-{version}-requests.jsonl")
 }
-"""What dockerd 20.10.24 and 28.5.2 sent to this plug-in, with the command that made them do so
+"""What dockerd 20.10.24, 28.5.2 and 29.8 sent to this plug-in, with the command that made them do so
 (`tests/docker/record.py`)."""
 EVERY = [(version, call) for version, calls in CALLS.items() for call in calls]
 versions = pytest.mark.parametrize("version", CALLS)
@@ -85,7 +85,8 @@ def test_network_with_every_option_is_read_whole(version: str) -> None:
 def test_container_with_every_option_is_read_whole(version: str) -> None:
     when = "run, every option"
     (address,) = bodies(version, when, "IpamDriver.RequestAddress")
-    assert address == AddressRequest("pyvxlan/10.0.9.0/24", "10.0.9.99")
+    name = "c2" if version == "29.8" else ""
+    assert address == AddressRequest("pyvxlan/10.0.9.0/24", "10.0.9.99", name=name)
     (creation,) = bodies(version, when, "NetworkDriver.CreateEndpoint")
     assert creation == EndpointCreation(
         creation.network_id, creation.endpoint_id, "10.0.9.99/24", "", "02:aa:bb:cc:dd:ee"
