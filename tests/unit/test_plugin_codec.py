@@ -34,8 +34,8 @@ CALLS = {
     for version in ("20.10", "28.5", "29.8")
     if (file := DATA / f"docker-{version}-requests.jsonl")
 }
-"""What dockerd 20.10.24, 28.5.2 and 29.8 sent to this plug-in, with the command that made them do so
-(`tests/docker/record.py`)."""
+"""What dockerd 20.10.24, 28.5.2 and 29.8 sent to this plug-in, with the command that made them do
+so (`tests/docker/record.py`)."""
 EVERY = [(version, call) for version, calls in CALLS.items() for call in calls]
 versions = pytest.mark.parametrize("version", CALLS)
 
