@@ -276,6 +276,7 @@ class Follower:
             one.held_since = None
         for before, after in changes.values():
             one.changed(id_, before, after)
+            self._news(before, after)
         if self._mirror:
             revision = None if table.held else table.revision
             self._mirror.change(table.prefix, f"{table.prefix}{id_}", None, revision)
@@ -408,9 +409,9 @@ class Follower:
                 self._mirror.replace(table.prefix, values, revision, spared=spared)
             case Put(item):
                 self._mirror.change(table.prefix, item.key, item.value, revision)
-            case Removal(key):
+            case Removal(key) if key.removeprefix(table.prefix) not in table.held:
                 self._mirror.change(table.prefix, key, None, revision)
-            case Stale() | Live():
+            case _:  # A later start is to be told of what is held too.
                 pass
 
     def _guard(self, watch: _Watch) -> None:

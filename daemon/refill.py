@@ -2,8 +2,9 @@
 
 Every host knows every network, and each could put all of them back at once. They take turns by the
 order of their ids: the first one begins, the others follow only if it did not do it. A network that
-was removed is not lost: its removal is noted in the store (`gone/`), and a host whose knowledge is
-older than the notes go back puts nothing back but what its own endpoints need.
+was removed is not lost: its removal is noted in the store (`gone/`), which one that was deleted by
+hand lacks. A host whose knowledge is older than the notes go back puts nothing back but what its
+own endpoints need.
 """
 
 from __future__ import annotations
@@ -174,9 +175,9 @@ class Refill:
         for network in self._lacking():
             try:
                 await self._networks.restore(network)
-            except StoreConflictError:
-                continue
-            except (ConflictError, NotFoundError) as error:
+            except (StoreConflictError, NotFoundError):
+                continue  # Another host was faster, or the note of its removal is on its way here.
+            except ConflictError as error:
                 if self._state.returned:
                     continue  # What is in its way is about to go.
                 self._given_up.add(network.id)

@@ -37,6 +37,8 @@ COMPARE_S = 300.0
 """How often everything is compared without a reason."""
 PAUSE_S = 0.3
 """Between two comparisons, whatever the reasons."""
+NOTE_S = 0.1
+"""How much later than the removal of a network the note of it may be told: no reason meanwhile."""
 WARN_AGAIN_S = 60.0
 FENCE_S = 4.0
 """How long a claim must be another's before its former owner gives way: an old copy of the store
@@ -100,7 +102,19 @@ class Repair:
                     log.warning("records not compared, tried again cause=%s", error)
             await asyncio.sleep(PAUSE_S)
             with contextlib.suppress(NotSettledError):
-                await self._state.wait_for(self._due, timeout_s=COMPARE_S)
+                await self._reason()
+
+    async def _reason(self) -> None:
+        """Returns when there is a reason to compare.
+
+        Raises:
+            NotSettledError: There was none for long.
+        """
+        while True:
+            await self._state.wait_for(self._due, timeout_s=COMPARE_S)
+            await asyncio.sleep(NOTE_S)
+            if self._due():
+                return
 
     async def repair(self) -> None:
         """Compares this host's own records with the store and puts right what differs.

@@ -2,8 +2,9 @@
 
 A `Snapshot` is applied as a difference. What it lacks is not believed to be gone at once: rather
 was the store lost, or put back from an old copy, than the overlay. Such records are held, and only
-go when a later snapshot lacks them too. A removal that the watch itself tells is believed, and so
-is one that a note of its own in the store tells of.
+go when a later snapshot lacks them too. A removal that the watch itself tells is believed, unless
+whoever removes such a record leaves a note of that and there is none; and so is one that a note
+tells of.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Watched(ABC):
         self.invalid: dict[str, str] = {}
         """Keys of records that are not valid, with the reason."""
         self.held: set[str] = set()
-        """Ids that the last snapshot lacked and that are kept all the same."""
+        """Ids that the store lacks and that are kept all the same."""
         self.mass = False
         """Whether what is held is most of a table that is not small."""
         self.doubted: set[str] = set()
@@ -65,7 +66,8 @@ class Table(Watched, Generic[T]):
         prefix: Ends with a slash, or is a whole key.
         parse: Reads a record from its id and value, or raises `InvalidError`.
         guarded: Whether records that a snapshot lacks are held at first.
-        removed: Ids of which it is noted that somebody removed the record: never held.
+        removed: Ids of which it is noted that somebody removed the record: never held. None if no
+            such notes are made.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class Table(Watched, Generic[T]):
         parse: Callable[[str, bytes], T],
         *,
         guarded: bool = True,
-        removed: Container[str] = (),
+        removed: Container[str] | None = None,
     ) -> None:
         super().__init__(prefix)
         self.values: dict[str, T] = {}
@@ -108,8 +110,11 @@ class Table(Watched, Generic[T]):
                 self.held -= found.keys()
             case Removal(key, revision):
                 self.invalid.pop(key, None)
-                found = {self._id(key): None}
                 self._advance(revision)
+                if self._lacks_note(self._id(key)):
+                    self._hold(self.held | {self._id(key)})
+                    return {}
+                found = {self._id(key): None}
                 self.held -= found.keys()
             case Stale():
                 self.stale, self.doubted = True, set()
@@ -131,11 +136,18 @@ class Table(Watched, Generic[T]):
         found = {self._id(key): self._read(key, value) for key, value in items.items()}
         gone = self.values.keys() - found.keys()
         doubtful = gone - self.doubted if self._guarded and self.known else set()
-        self.held = {id_ for id_ in doubtful if id_ not in self._removed}
+        self._hold({id_ for id_ in doubtful if id_ not in (self._removed or ())})
         self.doubted = set()
-        self.mass = len(self.values) > SMALL and 2 * len(self.held) > len(self.values)
         self.known, self.stale = True, False
         return found | dict.fromkeys(gone - self.held)
+
+    def _lacks_note(self, id_: str) -> bool:
+        """Whether a record was deleted by hand, or the note of its removal is still on its way."""
+        return self._removed is not None and id_ in self.values and id_ not in self._removed
+
+    def _hold(self, ids: set[str]) -> None:
+        self.held = ids
+        self.mass = len(self.values) > SMALL and 2 * len(ids) > len(self.values)
 
     def _advance(self, revision: Revision) -> None:
         """Notes how far the watch has come, in a store that can go on from there."""
@@ -196,7 +208,7 @@ class Dated(Table[T]):
         parse: Callable[[str, bytes], T],
         *,
         guarded: bool = True,
-        removed: Container[str] = (),
+        removed: Container[str] | None = None,
     ) -> None:
         super().__init__(prefix, parse, guarded=guarded, removed=removed)
         self.revisions: dict[str, Revision] = {}

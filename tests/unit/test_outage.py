@@ -315,6 +315,22 @@ async def test_lists_go_on_from_memory_and_detach_of_another_is_refused(
     await one.until(lambda: one.service.stale_s is None)
 
 
+async def test_daemon_that_starts_anew_knows_a_network_that_was_deleted_by_hand(
+    cluster: Cluster, one: Node
+) -> None:
+    network = await one.service.create_network(NetworkSpec("n1"))
+    await one.until(lambda: len(one.state.networks) == 1)
+    await cluster.store.txn([], [Delete(records.network_key(network.id))])
+    await one.until(lambda: one.state.held == 1)
+    await cluster.stop(one)
+    again = await cluster.start(1)
+    assert network.id in again.state.networks
+    await again.until(lambda: again.state.held == 1)
+    await again.service.repair()
+    await again.until(lambda: not again.state.held)
+    assert [network.name for network in await again.service.networks()] == ["n1"]
+
+
 # The store comes back another
 
 
