@@ -15,6 +15,7 @@ from random import Random
 from types import MappingProxyType
 
 from pyvxlan.daemon import ipam, records
+from pyvxlan.daemon.claims import lacking, put_back
 from pyvxlan.daemon.errors import (
     ConflictError,
     ExhaustedError,
@@ -343,6 +344,45 @@ class Endpoints:
             return False
         return True
 
+    async def unclaimed(self, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+        """Finds those of this host's endpoints whose claims may not all be in the store.
+
+        Raises:
+            StoreError: It does not answer.
+        """
+        claims = {one.id: records.endpoint_claims(one) for one in endpoints}
+        suspects = set(await lacking(self._store, claims))
+        return [endpoint for endpoint in endpoints if endpoint.id in suspects]
+
+    async def reclaim(self, endpoint: Endpoint) -> None:
+        """Claims again what somebody deleted of the claims of an endpoint of this host alone.
+
+        Raises:
+            ConflictError: One belongs to another by now.
+            StoreError: The store failed; try again.
+        """
+        item = await self._store.get(records.endpoint_key(endpoint.network_id, endpoint.id))
+        stored = parsed_endpoint(item) if item else None
+        if item is None or stored is None:
+            return
+        others = await put_back(self._store, item, records.endpoint_claims(stored))
+        for claim, owner in others.items():
+            network = (await self._networks.read(endpoint.network_id)).network
+            holder = await self.describe(network, owner)
+            raise ConflictError(f"{claim} belongs to {holder} by now")
+
+    async def give_way(self, endpoint: Endpoint) -> None:
+        """Removes an endpoint of this host with those of its claims that are its own still.
+
+        Raises:
+            StoreError: It was not removed.
+        """
+        key, own = records.endpoint_key(endpoint.network_id, endpoint.id), records.emit(endpoint.id)
+        items = [await self._store.get(claim) for claim in records.endpoint_claims(endpoint)]
+        held = [item for item in items if item and item.value == own]
+        checks = [Check(key, PRESENT), *(Check(item.key, item.revision) for item in held)]
+        await self._store.txn(checks, [Delete(key), *(Delete(item.key) for item in held)])
+
     async def revise(self, endpoint: Endpoint) -> None:
         """Rewrites an endpoint of this host whose claims are the same as before.
 
@@ -387,8 +427,10 @@ class Endpoints:
         if not fresh and self._state.joined(network.id):
             return self._state.taken(network.id)
         prefix = records.addresses_prefix(network.id)
-        claims = await self._store.list(prefix)
-        return {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
+        # Claims alone would do, were they never deleted by hand.
+        claims, endpoints = await asyncio.gather(self._store.list(prefix), self.stored(network.id))
+        held = {address.ip for endpoint in endpoints for address in endpoint.addresses}
+        return held | {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
 
     def _choose_addresses(
         self, network: Network, wish: EndpointWish, taken: Set[Address], tried: Set[Address]

@@ -15,6 +15,7 @@ import time
 from datetime import UTC, datetime
 
 from pyvxlan.daemon import records
+from pyvxlan.daemon.claims import put_back
 from pyvxlan.daemon.errors import (
     ConflictError,
     DaemonError,
@@ -125,6 +126,16 @@ class Membership:
             raise StoreUnavailableError(
                 f"host {self._host.name} is about to register again: try again shortly"
             )
+
+    async def reclaim(self) -> None:
+        """Claims this host's VTEP address again if somebody deleted the claim alone.
+
+        Raises:
+            StoreError: The store failed; try again.
+        """
+        record = await self._store.get(records.host_key(self._host.id))
+        if record:
+            await put_back(self._store, record, [records.vtep_key(self._host.vtep)])
 
     async def close(self) -> None:
         """Ends the session: the host counts as down. Its records and endpoints stay."""

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from pyvxlan.daemon import ipam, records
+from pyvxlan.daemon.claims import lacking, put_back
 from pyvxlan.daemon.errors import (
     ConflictError,
     InUseError,
@@ -29,7 +30,7 @@ from pyvxlan.daemon.errors import (
     StoreConflictError,
     StoreUncertainError,
 )
-from pyvxlan.daemon.kv import ABSENT, Check, Delete, Item, Store, Write
+from pyvxlan.daemon.kv import ABSENT, PRESENT, Check, Delete, Item, Store, Write
 from pyvxlan.daemon.kv.store import Revision
 from pyvxlan.daemon.model import Cidr, Endpoint, Host, Network, Subnet
 from pyvxlan.daemon.requests import NetworkWish
@@ -265,6 +266,36 @@ class Networks:
         await self._publish_network(replace(network, state="up"), used_item, used, held=held)
         log.warning("network restored network=%s name=%s", network.id, network.name)
 
+    async def reclaim(self) -> None:
+        """Claims again what somebody deleted of the claims of networks alone.
+
+        What is another's by then stays so: `store check` names it.
+
+        Raises:
+            StoreError: The store failed; try again.
+        """
+        claims = {network.id: _claims(network) for network in self._state.networks.values()}
+        for network_id in await lacking(self._store, claims):
+            with contextlib.suppress(NotFoundError):
+                stored = await self.read(network_id)
+                await put_back(self._store, stored.item, _claims(stored.network))
+        item = await self._store.get(records.POOLS)
+        used = parsed_pools(item)
+        for network in self._state.networks.values():
+            lost = {s.cidr: network.id for s in network.subnets if s.cidr not in used}
+            if not lost:
+                continue
+            value = records.emit_pools(records.PoolUse({**used, **lost}))
+            checks = [
+                Check(records.POOLS, item.revision if item else ABSENT),
+                Check(records.network_key(network.id), PRESENT),
+            ]
+            with contextlib.suppress(StoreConflictError):
+                await self._store.txn(checks, [Write(records.POOLS, value)])
+                log.warning("subnets put back subnets=%s", ",".join(map(str, lost)))
+            item = await self._store.get(records.POOLS)
+            used = parsed_pools(item)
+
     async def mark_gone(self, network_id: str, gone: records.Gone) -> None:
         """Notes again that a network was removed, where the store has lost the note."""
         key = records.gone_key(network_id)
@@ -457,6 +488,14 @@ class Networks:
                 *(Delete(claim) for claim in records.network_claims(network)),
             ],
         )
+
+
+def _claims(network: Network) -> list[str]:
+    return [
+        records.network_name_key(network.name),
+        records.vni_key(network.vni),
+        *records.network_claims(network),
+    ]
 
 
 def _is_id_prefix(ref: str) -> bool:

@@ -101,6 +101,15 @@ class Refill:
                 ) from None
             await self._networks.restore(copy)
 
+    async def reclaim(self) -> None:
+        """Claims again what networks have lost, if this host is the first of those that are up.
+
+        Raises:
+            StoreError: The store failed; try again.
+        """
+        if self._membership.host_id == min(self._state.alive, default=""):
+            await self._networks.reclaim()
+
     @property
     def _elsewhere(self) -> bool:
         """Whether the store is of another cluster than this host's records."""

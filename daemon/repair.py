@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from random import uniform
 from typing import NoReturn
 
 from pyvxlan.daemon import records
@@ -34,7 +35,8 @@ from pyvxlan.daemon.state import State
 log = logging.getLogger(__name__)
 
 COMPARE_S = 300.0
-"""How often everything is compared without a reason."""
+"""How often at least everything is compared, with or without a reason, and claims are looked at."""
+WAIT_MIN_S = 10.0
 PAUSE_S = 0.3
 """Between two comparisons, whatever the reasons."""
 NOTE_S = 0.1
@@ -83,6 +85,10 @@ class Repair:
         self._fence_s = fence_s
         self._fencing: dict[str, float] = {}
         """Since when claims of endpoints are another's, on the monotonic clock."""
+        self._claimed_at = time.monotonic()
+        """When claims were looked at last, or when it began to matter, on the monotonic clock."""
+        self._claim_s = self._compare_s()
+        """How long after that they are looked at again."""
         self._compared = 0
         """Resyncs of the state that were there at the last comparison."""
 
@@ -111,7 +117,8 @@ class Repair:
             NotSettledError: There was none for long.
         """
         while True:
-            await self._state.wait_for(self._due, timeout_s=COMPARE_S)
+            left_s = self._claimed_at + self._claim_s - time.monotonic()
+            await self._state.wait_for(self._due, timeout_s=max(left_s, WAIT_MIN_S))
             await asyncio.sleep(NOTE_S)
             if self._due():
                 return
@@ -154,9 +161,42 @@ class Repair:
                 await self._remove(network_id, endpoint_id)
         if failures:
             raise failures[0]
+        await self._reclaim()
         if not self._state.held:
             self._local.remember_cluster(self._membership.cluster)
         self._compared = resyncs
+
+    async def _reclaim(self) -> None:
+        """Sees to it now and then that nobody deleted claims of this host's endpoints.
+
+        Hosts do so at different times: it would be much of what a store has to do when it is back.
+
+        Raises:
+            DaemonError: Some could not be put right.
+        """
+        now = time.monotonic()
+        if now - self._claimed_at < self._claim_s:
+            return
+        recorded = [
+            endpoint
+            for id_, endpoint in self._local.records.items()
+            if id_ in self._local.endpoints and id_ not in self.joining and self._shown(endpoint)
+        ]
+        suspects = {one.id: one for one in await self._endpoints.unclaimed(recorded)}
+        suspects |= {one.id: one for one in recorded if self._state.doubled(one)}
+        for endpoint in suspects.values():
+            try:
+                await self._endpoints.reclaim(endpoint)
+            except ConflictError as error:
+                await self._endpoints.give_way(endpoint)
+                await self._fence(endpoint, error)
+        await self._refill.reclaim()
+        await self._membership.reclaim()
+        self._claimed_at, self._claim_s = now, self._compare_s()
+
+    @staticmethod
+    def _compare_s() -> float:
+        return uniform(0.5, 1) * COMPARE_S  # noqa: S311 - spreads load, guards nothing
 
     async def withdraw(self, endpoint: Endpoint) -> None:
         """Removes an endpoint of this host from the store, now or as soon as it answers.

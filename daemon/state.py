@@ -210,6 +210,19 @@ class State:
         table = self._endpoints.get(network_id)
         return table.values.get(endpoint_id) if table else None
 
+    def doubled(self, endpoint: Endpoint) -> bool:
+        """Whether another endpoint of a joined network has its name or one of its addresses."""
+        table = self._endpoints.get(endpoint.network_id)
+        addresses, name = {one.ip for one in endpoint.addresses}, endpoint.name.lower()
+        return any(
+            other.id != endpoint.id
+            and (
+                (name and other.name.lower() == name)
+                or any(a.ip in addresses for a in other.addresses)
+            )
+            for other in (table.values.values() if table else ())
+        )
+
     def taken(self, network_id: str) -> Set[Address]:
         """Addresses that endpoints of a network hold, as far as is known: a live view.
 
