@@ -58,6 +58,10 @@ OPEN_S = 2.0
 TRY_S = 10.0
 RETRY_S = 1.0
 LEAVE_S = 2.0
+KEEPER_TTL_S = 15.0
+"""Of the session of whoever moves the cluster."""
+KEEPER_GONE_S = 2 * KEEPER_TTL_S + 10
+"""By when every store has ended that session, once its owner was killed."""
 
 
 class _Link:
@@ -135,6 +139,9 @@ class ClusterStore:
         self._opener = opener
         self._meta: Item | None = None
         self._problem = ""
+        self._frozen: tuple[str, float] | None = None
+        """The freeze that stands, by the id of its move, and when it was met on the monotonic
+        clock."""
         self._tasks: list[asyncio.Task[None]] = []
         self._trial: asyncio.Task[NoReturn] | None = None
         self._tried: Transition | None = None
@@ -286,6 +293,8 @@ class ClusterStore:
                 f"the cluster has moved to store {transition.to}"
                 + (f", which this host can't use: {self._problem}" if self._problem else "")
             )
+        if self._frozen is None or self._frozen[0] != transition.id:
+            self._frozen = (transition.id, time.monotonic())
         value = records.with_transition(meta.value, None)
         try:
             await link.store.txn(
@@ -294,7 +303,10 @@ class ClusterStore:
             )
         except StoreConflictError as error:
             raise StoreUnavailableError(
-                f"the store is being moved to {transition.to}: try again shortly"
+                "nothing can be changed while pyvxlan store migrate moves the cluster to "
+                f"{transition.to}, {time.monotonic() - self._frozen[1]:.0f} s so far: try again "
+                f"shortly. If that was killed, its session ends within {KEEPER_GONE_S:g} s, and "
+                f"pyvxlan store migrate --abort {link.url} {transition.to} ends it now"
             ) from error
         log.warning("freeze lifted, its keeper is gone to=%s", transition.to)
         lifted = await link.store.get(records.META)

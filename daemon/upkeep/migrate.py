@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 from pyvxlan.daemon import records
+from pyvxlan.daemon.clusterstore import KEEPER_TTL_S
 from pyvxlan.daemon.errors import (
     ConflictError,
     DaemonError,
@@ -48,7 +49,6 @@ from pyvxlan.daemon.upkeep.content import (
 from pyvxlan.daemon.upkeep.integrity import parse
 from pyvxlan.daemon.upkeep.restore import rewrite, seize, transition_of
 
-SESSION_TTL_S = 15.0
 KEEPER_S = 60.0
 """How long to wait for the session of a move that was killed to expire."""
 READY_S = 30.0
@@ -110,7 +110,7 @@ class Move:
         meta, transition = await _meta_of(self._source, self._to)
         if transition and transition.phase is Phase.MOVED:
             return await self._finish(transition)
-        session = await self._source.session(SESSION_TTL_S)
+        session = await self._source.session(KEEPER_TTL_S)
         try:
             keeper = await self._keep(session)
             claimed = await self._claim(meta, replace=replace)

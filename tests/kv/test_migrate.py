@@ -331,8 +331,11 @@ async def test_freeze_that_its_keeper_left_ends_by_itself(world: World) -> None:
     frozen = records.with_transition(held, Transition(Phase.FROZEN, "x", world.other))
     write = Write(records.MOVE_KEEPER, b'"x"', bound=True)
     await keeper.txn([], [Write(records.META, frozen), write], session=session)
-    with pytest.raises(StoreUnavailableError, match=f"is being moved to {world.other}"):
+    with pytest.raises(StoreUnavailableError) as refusal:
         await world.create(one, network)
+    assert f"pyvxlan store migrate moves the cluster to {world.other}, 0 s" in str(refusal.value)
+    assert "If that was killed, its session ends within 40 s" in str(refusal.value)
+    assert f"pyvxlan store migrate --abort {world.one} {world.other} ends it" in str(refusal.value)
     await session.close()
     await world.create(one, network)
     assert await world.transition(world.one) is None

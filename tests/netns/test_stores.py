@@ -389,7 +389,11 @@ def test_hosts_that_are_away_for_longer_than_the_grace_time(etcd: Overlay) -> No
             lambda: cut.status()["store"]["state"] == "synced", within_s=HEALED_S, what="in step"
         )
     assert (there.lost, back.lost) == ([], [])
-    assert "eth0" not in etcd.containers[2].run("ip", "-brief", "link")
+    eventually(
+        lambda: "eth0" not in etcd.containers[2].run("ip", "-brief", "link"),
+        within_s=HEALED_S,
+        what="c3 is disconnected",
+    )
     assert "c3" in listed()
 
 
