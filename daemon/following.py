@@ -97,6 +97,11 @@ class _Watch:
     def stale(self) -> bool:
         return any(one.table.stale for one in self.followed.values())
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is no record as far as is known."""
+        return not any(one.table.values for one in self.followed.values())
+
     def parts(self, event: Event) -> Sequence[tuple[_Followed, Event]]:
         """What an event says of each table."""
         if own := self.followed.get(self.prefix):
@@ -336,8 +341,9 @@ class Follower:
             try:
                 async for event in self._store.watch(watch.prefix, since=since):
                     await self._take(watch, event)
-                    if isinstance(event, Stale) and event.anew:
-                        # It is read when the next event is asked for.
+                    if isinstance(event, Stale) and event.anew and not watch.empty:
+                        # It is read when the next event is asked for. A list of nothing costs next
+                        # to nothing, and no store can tell what followed a record if there is none.
                         await asyncio.sleep(self._turn_s(ANEW_S_PER_LIST))
                 return
             except StoreError as error:

@@ -10,29 +10,39 @@ import pytest
 
 from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.following import Follower
-from pyvxlan.daemon.kv import Event, Snapshot, Stale
+from pyvxlan.daemon.kv import Event, Item, Snapshot, Stale
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.tables import Table
 
 
 class Compacted(MemoryStore):
-    """A store whose watches lose their place once."""
+    """A store of `records` records whose watches lose their place once."""
 
-    def __init__(self) -> None:
+    def __init__(self, records: int) -> None:
         super().__init__()
+        self._items = {key: Item(key, b"", 1) for key in map("k/{}".format, range(records))}
         self.asked = asyncio.Event()
         """Set when everything is to be read anew."""
 
     async def watch(self, prefix: str, *, since: int | None = None) -> AsyncIterator[Event]:
-        yield Snapshot({}, 1)
+        yield Snapshot(self._items, 1)
         yield Stale("compacted", anew=True)
         self.asked.set()
-        yield Snapshot({}, 2)
+        yield Snapshot(self._items, 2)
 
 
-@pytest.mark.parametrize(("hosts", "at_once"), [(2, True), (10**9, False)])
-async def test_many_hosts_do_not_read_anew_at_one_moment(hosts: int, *, at_once: bool) -> None:
-    store = Compacted()
+@pytest.mark.parametrize(
+    ("hosts", "records", "at_once"),
+    [
+        pytest.param(2, 1, True, id="few hosts"),
+        pytest.param(10**9, 1, False, id="many hosts"),
+        pytest.param(10**9, 0, True, id="many hosts, nothing to read"),
+    ],
+)
+async def test_many_hosts_do_not_read_anew_at_one_moment(
+    hosts: int, records: int, *, at_once: bool
+) -> None:
+    store = Compacted(records)
     follower = Follower(
         store,
         None,
