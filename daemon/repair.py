@@ -183,7 +183,9 @@ class Repair:
             if id_ in self._local.endpoints and id_ not in self.joining and self._shown(endpoint)
         ]
         suspects = {one.id: one for one in await self._endpoints.unclaimed(recorded)}
-        suspects |= {one.id: one for one in recorded if self._state.doubled(one)}
+        networks = {one.network_id for one in recorded}
+        doubled = {id_ for network_id in networks for id_ in self._state.doubled(network_id)}
+        suspects |= {one.id: one for one in recorded if one.id in doubled}
         for endpoint in suspects.values():
             try:
                 await self._endpoints.reclaim(endpoint)

@@ -210,18 +210,16 @@ class State:
         table = self._endpoints.get(network_id)
         return table.values.get(endpoint_id) if table else None
 
-    def doubled(self, endpoint: Endpoint) -> bool:
-        """Whether another endpoint of a joined network has its name or one of its addresses."""
-        table = self._endpoints.get(endpoint.network_id)
-        addresses, name = {one.ip for one in endpoint.addresses}, endpoint.name.lower()
-        return any(
-            other.id != endpoint.id
-            and (
-                (name and other.name.lower() == name)
-                or any(a.ip in addresses for a in other.addresses)
-            )
-            for other in (table.values.values() if table else ())
-        )
+    def doubled(self, network_id: str) -> Set[str]:
+        """Ids of endpoints of a joined network whose name, address or MAC another has too."""
+        table = self._endpoints.get(network_id)
+        owners: dict[str, str] = {}
+        found: set[str] = set()
+        for endpoint in table.values.values() if table else ():
+            for claim in records.endpoint_claims(endpoint):
+                if (owner := owners.setdefault(claim, endpoint.id)) != endpoint.id:
+                    found |= {owner, endpoint.id}
+        return found
 
     def taken(self, network_id: str) -> Set[Address]:
         """Addresses that endpoints of a network hold, as far as is known: a live view.

@@ -209,6 +209,22 @@ async def test_snapshot_that_removes_little_is_believed(store: MemoryStore, stat
     assert set(state.networks) == {network(number).id for number in (2, 3, 4)}
 
 
+async def test_endpoints_with_a_claim_in_common_are_doubled(
+    store: MemoryStore, state: State
+) -> None:
+    one, two = endpoint(network(1), 2), replace(endpoint(network(1), 3, OTHER), name="Web")
+    same_name = replace(endpoint(network(1), 4), name="web")
+    same_address = replace(endpoint(network(1), 5, OTHER), addresses=one.addresses, name="db")
+    elsewhere = replace(endpoint(network(2), 6), name="web")
+    alone = replace(endpoint(network(1), 7), name="alone")
+    await publish(store, network(1), network(2), one, two, same_name, elsewhere, alone)
+    await publish(store, same_address)
+    await state.start([network(1).id, network(2).id])
+    assert state.doubled(network(1).id) == {one.id, same_address.id, two.id, same_name.id}
+    assert state.doubled(network(2).id) == set()
+    assert state.doubled(network(3).id) == set()
+
+
 async def test_waiting_in_vain_is_an_error_that_says_for_what(state: State) -> None:
     await state.start()
     with pytest.raises(NotSettledError, match=r"not within 0\.01 s: the moon is blue"):
