@@ -99,6 +99,8 @@ class State:
         self._endpoints: dict[str, Table[Endpoint]] = {}
         self._taken: dict[str, Counter[Address]] = {}
         """By network, of those that somebody asked for: few hosts make endpoints everywhere."""
+        self._unnamed: set[str] = set()
+        """Hosts that are up, and whose records another watch is about to show."""
         self._returned: tuple[int, int, Set[str]] = (0, 0, frozenset())
         self._departed: set[str] = set()
         """Networks to leave as soon as the store answers."""
@@ -450,9 +452,15 @@ class State:
                 self._events.note("endpoint_added", self._described(endpoint))
             case Endpoint() as endpoint, None:
                 self._events.note("endpoint_removed", self._described(endpoint))
+            case None, str(host_id) if host_id not in self._hosts.values:
+                self._unnamed.add(host_id)
             case None, str(host_id):
                 self._events.note("host_up", self._host_name(host_id))
+            case None, Host(id=host_id, name=name) if host_id in self._unnamed:
+                self._unnamed.remove(host_id)
+                self._events.note("host_up", name)
             case str(host_id), None:
+                self._unnamed.discard(host_id)
                 self._events.note("host_down", self._host_name(host_id))
             case Host(name=name), None:
                 self._events.note("host_removed", name)

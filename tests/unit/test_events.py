@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvxlan.daemon import events
+from pyvxlan.daemon import events, records
 from pyvxlan.daemon.cli import run as run_cli
 from pyvxlan.daemon.events import KEPT, Events
+from pyvxlan.daemon.kv import Write
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from pyvxlan.daemon.state import State
@@ -60,6 +61,25 @@ async def test_what_is_read_at_the_start_is_no_event() -> None:
     await publish(store, network(2, "later"))
     await state.wait_for(lambda: len(state.networks) == 2)
     assert told(noted) == [("network_added", "later")]
+    await state.close()
+    await store.close()
+
+
+@pytest.mark.parametrize("first", ["host", "session"])
+async def test_host_that_comes_up_is_told_by_name(first: str) -> None:
+    store, noted = MemoryStore(), Events()
+    state = State(store, HOST, events=noted)
+    await state.start()
+    if first == "host":
+        await publish(store, OTHER)
+        await state.wait_for(lambda: OTHER.id in state.hosts)
+    await store.txn([], [Write(records.alive_key(OTHER.id), b"")])
+    await state.wait_for(lambda: OTHER.id in state.alive)
+    if first == "session":
+        assert told(noted) == []
+        await publish(store, OTHER)
+        await state.wait_for(lambda: OTHER.id in state.hosts)
+    assert told(noted) == [("host_up", OTHER.name)]
     await state.close()
     await store.close()
 
