@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from random import Random
@@ -16,8 +17,9 @@ from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.mirror import Mirror
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
-from pyvxlan.daemon.model import Address, Cidr, Host, Sandbox, Surroundings
+from pyvxlan.daemon.model import Address, Cidr, Host, Network, Sandbox, Surroundings
 from pyvxlan.daemon.net import Carried
+from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from pyvxlan.daemon.service import Service
 from pyvxlan.daemon.state import State
 
@@ -186,3 +188,24 @@ class Cluster:
         for node in list(self.nodes):
             await self.stop(node)
         await self.store.close()
+
+
+async def keys(cluster: Cluster) -> set[str]:
+    """Everything in the store but the hosts' own records and notes of what was removed."""
+    return {
+        key
+        for key in await cluster.store.list("")
+        if not key.startswith(("host/", "vtep/", "alive/", "meta", "pools", "gone/"))
+    }
+
+
+async def network(node: Node, name: str = "n1", **wishes: object) -> Network:
+    """Makes a network from one node."""
+    return await node.service.create_network(replace(NetworkSpec(name), **wishes))  # type: ignore[arg-type]
+
+
+def attach_spec(
+    sandbox: str, network: str = "n1", ifname: str = "", **wishes: object
+) -> AttachSpec:
+    """Wishes for an endpoint in a sandbox."""
+    return AttachSpec(network, sandbox, replace(EndpointSpec(), **wishes), ifname)  # type: ignore[arg-type]
