@@ -29,6 +29,7 @@ SYSTEM_CAS = (
 """Where distributions keep the certificates that they trust, in one file."""
 
 UNTRUSTED = "ca= must name the authority that signed it"
+NO_TLS = "ends the connection: leave out tls, ca, cert and key if it has no TLS"
 NAMED = "it must hold this host name or address, or the URL one that it holds"
 VERIFY_REMEDIES = {
     9: "is this host's clock right?",
@@ -117,7 +118,7 @@ async def why_unreachable(
     except TimeoutError:
         return f"does not answer: is the address right, or does a firewall drop port {port}?"
     except ssl.SSLError as error:
-        return _refused_handshake(error, certificate=certificate)
+        return refused_handshake(error, certificate=certificate)
     except OSError as error:
         return _no_connection(error, tls=context is not None)
     try:
@@ -130,6 +131,26 @@ async def why_unreachable(
             await writer.wait_closed()
 
 
+def refused_handshake(error: ssl.SSLError, *, certificate: bool) -> str:
+    """Says what is wrong with a connection that TLS has ended, and the remedy.
+
+    Args:
+        error: What TLS said.
+        certificate: As `why_unreachable` takes it.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"shows a certificate that is not trusted ({error.verify_message.rstrip('.')}): "
+            f"{VERIFY_REMEDIES.get(error.verify_code, UNTRUSTED)}"
+        )
+    reason = error.reason or str(error)
+    if isinstance(error, ssl.SSLEOFError):
+        return NO_TLS
+    if "WRONG_VERSION" in reason or "RECORD_LAYER" in reason or "PACKET_LENGTH" in reason:
+        return "does not speak TLS: leave out tls, ca, cert and key, or start it with TLS"
+    return _refused_certificate(reason, certificate=certificate)
+
+
 def _no_connection(error: OSError, *, tls: bool) -> str:
     if isinstance(error, socket.gaierror):
         return f"can't be found: {error.strerror}; is its name right?"
@@ -139,20 +160,8 @@ def _no_connection(error: OSError, *, tls: bool) -> str:
         reasons = ", ".join(dict.fromkeys(map(os.strerror, of_each)))
         return f"can't be reached: {reasons}"
     if error.errno is None or (tls and error.errno == errno.ECONNRESET):
-        return "ends the connection: leave out tls, ca, cert and key if it has no TLS"
+        return NO_TLS
     return f"can't be reached: {os.strerror(error.errno)}"
-
-
-def _refused_handshake(error: ssl.SSLError, *, certificate: bool) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return (
-            f"shows a certificate that is not trusted ({error.verify_message.rstrip('.')}): "
-            f"{VERIFY_REMEDIES.get(error.verify_code, UNTRUSTED)}"
-        )
-    reason = error.reason or str(error)
-    if "WRONG_VERSION" in reason or "RECORD_LAYER" in reason or "PACKET_LENGTH" in reason:
-        return "does not speak TLS: leave out tls, ca, cert and key, or start it with TLS"
-    return _refused_certificate(reason, certificate=certificate)
 
 
 def _refused_certificate(reason: str, *, certificate: bool) -> str:

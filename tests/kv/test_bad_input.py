@@ -28,8 +28,9 @@ from pyvxlan.daemon.kv.etcd.store import EtcdStore
 from pyvxlan.daemon.kv.kinds import NAMES, misnamed
 from pyvxlan.daemon.kv.memory import MemoryStore
 from pyvxlan.daemon.kv.open import open_store
-from pyvxlan.daemon.kv.tls import _no_connection, _refused_handshake
+from pyvxlan.daemon.kv.tls import _no_connection, refused_handshake
 from pyvxlan.daemon.kv.url import parse_url
+from pyvxlan.daemon.kv.zookeeper.access import Access
 from pyvxlan.daemon.kv.zookeeper.access import cause as zookeeper_cause
 from pyvxlan.daemon.membership import Membership
 from pyvxlan.daemon.state import State
@@ -119,8 +120,8 @@ def test_why_there_is_no_connection_is_told(error: OSError, told: str) -> None:
 def test_remedy_fits_what_is_wrong_with_a_certificate(code: int, message: str, told: str) -> None:
     error = ssl.SSLCertVerificationError()
     error.verify_code, error.verify_message = code, message
-    assert re.search(told, _refused_handshake(error, certificate=False))
-    assert re.search(told, zookeeper_cause(error))
+    assert re.search(told, refused_handshake(error, certificate=False))
+    assert re.search(told, zookeeper_cause(error, Access(())))
 
 
 async def test_member_that_is_down_is_told(url: str) -> None:

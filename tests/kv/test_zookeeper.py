@@ -30,6 +30,7 @@ from pyvxlan.daemon.kv.zookeeper.transaction import Writer, nodes_to_read, plan
 from tests.kv.conftest import eventually
 from tests.kv.labs.zookeeper import ZookeeperLab, end_session
 from tests.kv.mirror import Mirror
+from tests.servers.pki import Authority
 from tests.servers.process import free_port
 from tests.servers.zookeeper import Ensemble, ZookeeperServer
 
@@ -667,3 +668,73 @@ async def test_healthy_server_tells_its_version_and_what_it_allows(lab: Zookeepe
     assert "up to 40 s" in found["sessions"].text
     root = store._layout.root
     assert root.strip("/") not in await asyncio.to_thread(children, lab.members, "/")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("pki") / "ours")
+
+
+@pytest.fixture(scope="module")
+def strict(
+    authority: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ZookeeperServer]:
+    """A server that wants a certificate of each client, as it does by default."""
+    with ZookeeperServer(tmp_path_factory.mktemp("strict"), authority=authority) as server:
+        yield server
+
+
+async def test_everything_works_with_tls(strict: ZookeeperServer, authority: Authority) -> None:
+    mine = authority.issue("host")
+    store = await open_store(f"{strict.url}?ca={authority.ca}&cert={mine.cert}&key={mine.key}")
+    session = await store.session(10)
+    mirror = Mirror(store, "")
+    await mirror.until(lambda: bool(mirror.events))
+    await store.txn([], [Write("a", b"1", bound=True)], session=session)
+    await mirror.until(lambda: mirror.values == {"a": b"1"})
+    assert [member.error for member in (await store.health()).members] == [""]
+    await session.close()
+    await mirror.until(lambda: not mirror.values)
+    await mirror.stop()
+    await store.close()
+
+
+async def test_what_is_wrong_with_tls_is_told(
+    strict: ZookeeperServer, authority: Authority, tmp_path: Path
+) -> None:
+    foreign = Authority(tmp_path / "foreign")
+    mine, theirs = authority.issue("one"), foreign.issue("stranger")
+    known = f"cert={mine.cert}&key={mine.key}"
+    prefix = "test/v1"
+    for url, why, checked in (
+        (
+            f"{strict.url}?ca={authority.ca}",
+            "wants a client certificate: name one with cert=PATH&key=PATH",
+            "",
+        ),
+        (
+            f"{strict.url}?ca={authority.ca}&cert={theirs.cert}&key={theirs.key}",
+            "refuses the client certificate of cert=",
+            "",
+        ),
+        (f"{strict.url}?ca={foreign.ca}&{known}", "ca= must name the authority", ""),
+        (f"{strict.url}?tls=true", "ca= must name the authority", ""),
+        (
+            f"zk://[::ffff:127.0.0.1]:{strict.secure_port}/{prefix}?ca={authority.ca}&{known}",
+            "must hold this host name or address",
+            "",
+        ),
+        (strict.url, "or speaks TLS", "speaks TLS: name its authority with ca=PATH"),
+        (
+            f"zk://127.0.0.1:{strict.port}/{prefix}?ca={authority.ca}&{known}",
+            "leave out tls, ca, cert and key if it has no TLS",
+            "",
+        ),
+    ):
+        store = await open_store(url)
+        with pytest.raises(StoreUnavailableError) as refused:
+            await store.get("a")
+        (member,) = (await store.health()).members
+        await store.close()
+        assert why in str(refused.value)
+        assert (checked or why) in member.error

@@ -6,10 +6,14 @@ import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.servers.pki import Authority
 from tests.servers.process import Server, free_port
 
-JAR = Path("/usr/share/java/zookeeper.jar")
-LOGGER = Path("/usr/share/java/slf4j-simple.jar")
+JARS = Path("/usr/share/java")
+JAR = JARS / "zookeeper.jar"
+LOGGER = JARS / "slf4j-simple.jar"
+TLS_JARS = ("netty-codec.jar", "netty-resolver.jar")
+"""What TLS needs beside the jars that Debian's package names itself."""
 JAVA = (
     "java",
     "-Xms64m",
@@ -26,6 +30,8 @@ class ZookeeperServer(Server):
     Args:
         settings: Lines of zoo.cfg that differ from the usual; an empty value leaves one out.
         properties: System properties of the server's Java.
+        authority: Signs its certificate, and those that it wants of its clients; it speaks TLS
+            then, at the port that its URL names.
     """
 
     def __init__(
@@ -36,10 +42,13 @@ class ZookeeperServer(Server):
         netns: str | None = None,
         settings: Mapping[str, str] | None = None,
         properties: Mapping[str, str] | None = None,
+        authority: Authority | None = None,
     ) -> None:
         super().__init__(directory, address=address, netns=netns)
         assert JAR.exists(), "install Debian's package zookeeper"
         self.port = free_port() if netns is None else 2181
+        self.secure_port = 0
+        """For TLS; 0 without."""
         self.number = 1
         self.members: Mapping[int, tuple[str, int, int]] = {}
         """By number: address, the port of the quorum, the port of elections; empty if alone."""
@@ -53,13 +62,27 @@ class ZookeeperServer(Server):
             "dataDir": str(self.data),
             "admin.enableServer": "false",
             "maxClientCnxns": "0",
+            **(self._tls(authority) if authority else {}),
             **(settings or {}),
+        }
+
+    def _tls(self, authority: Authority) -> Mapping[str, str]:
+        issued = authority.issue(f"zookeeper-{self.port}")
+        both = self.directory / "server.pem"
+        both.write_bytes(issued.key.read_bytes() + issued.cert.read_bytes())
+        self.secure_port = free_port()
+        return {
+            "secureClientPort": str(self.secure_port),
+            "secureClientPortAddress": self.address,
+            "serverCnxnFactory": "org.apache.zookeeper.server.NettyServerCnxnFactory",
+            "ssl.keyStore.location": str(both),
+            "ssl.trustStore.location": str(authority.ca),
         }
 
     @property
     def member(self) -> str:
         """As a store's URL names it."""
-        return f"{self.address}:{self.port}"
+        return f"{self.address}:{self.secure_port or self.port}"
 
     @property
     def url(self) -> str:
@@ -77,7 +100,7 @@ class ZookeeperServer(Server):
             *JAVA,
             *(f"-D{name}={value}" for name, value in self.properties.items()),
             "-cp",
-            f"{JAR}:{LOGGER}",
+            ":".join(map(str, [JAR, LOGGER, *(JARS / jar for jar in TLS_JARS)])),
             "org.apache.zookeeper.server.quorum.QuorumPeerMain",
             str(config),
         ]

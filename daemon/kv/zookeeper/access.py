@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from kazoo.exceptions import KazooException, NoAuthError
+from kazoo.protocol.connection import ConnectionDropped
 from kazoo.security import ACL
 
 from pyvxlan.daemon.errors import StoreDeniedError, StoreUnavailableError
-from pyvxlan.daemon.kv.tls import UNTRUSTED, VERIFY_REMEDIES
+from pyvxlan.daemon.kv.tls import refused_handshake
 from pyvxlan.daemon.kv.url import Member, member_name
 
 Reply: TypeAlias = Any
@@ -27,6 +28,8 @@ class Access:
     password: str | None = field(default=None, repr=False)
     acl: tuple[ACL, ...] = ()
     """Of the nodes that are made."""
+    certificate: bool = False
+    """Whether `tls` shows one of this host."""
 
     def __str__(self) -> str:
         return ",".join(map(member_name, self.members))
@@ -56,14 +59,13 @@ def refused(error: KazooException, access: Access, path: str) -> StoreUnavailabl
     )
 
 
-def cause(error: Exception) -> str:
+def cause(error: Exception, access: Access) -> str:
     """Says why a server could not be used."""
     first = error.__context__ if isinstance(error.__context__, OSError) else error
-    if isinstance(first, ssl.SSLCertVerificationError):
-        remedy = VERIFY_REMEDIES.get(first.verify_code, UNTRUSTED)
-        return f"its certificate is refused ({first.verify_message.rstrip('.')}): {remedy}"
     if isinstance(first, ssl.SSLError):
-        return f"TLS fails ({first.reason or first}); is it a TLS port?"
+        return refused_handshake(first, certificate=access.certificate)
     if isinstance(first, OSError) and first.strerror:
         return first.strerror
+    if isinstance(first, ConnectionDropped):
+        return "ends the connection: it has no majority, or speaks TLS (then write tls=true or ca=)"
     return str(first) or type(first).__name__

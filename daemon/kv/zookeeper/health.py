@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kazoo.exceptions import NoNodeError
 from kazoo.protocol.serialization import Create, Exists, GetChildren, Sync
@@ -58,12 +59,13 @@ async def _look_at(
     access: Access, member: Member, session_s: float
 ) -> tuple[MemberHealth, Sequence[Finding]]:
     name = member_name(member)
-    alone = Access((member,), access.tls, access.user, access.password, access.acl)
+    alone = replace(access, members=(member,))
     link = Link(alone, LONGEST_S, lambda: None, lasting=False)
     link.start()
     try:
         if not await link.settled(LOOK_S):
-            return MemberHealth(name, await why_unreachable(member, access.tls)), ()
+            why = await why_unreachable(member, access.tls, certificate=access.certificate)
+            return MemberHealth(name, why), ()
         asked_at = time.monotonic()
         await link.ask(Sync("/"), Exists("/", None))
         latency_s = time.monotonic() - asked_at

@@ -171,7 +171,7 @@ class Connection(ConnectionHandler):  # type: ignore[misc]
         try:
             read_timeout_ms, write_timeout_ms = super()._connect(host, hostip, port)
         except Exception as error:
-            self.client.failed((host, port), cause(error))
+            self.client.failed((host, port), cause(error, self.client.access))
             raise
         self.client.granted_s = read_timeout_ms * 3 / 2 / 1000
         return read_timeout_ms, write_timeout_ms
@@ -201,6 +201,7 @@ class Client(KazooClient):  # type: ignore[misc]
             logger=_log,
         )
         self.failed = failed
+        self.access = access
         self.granted_s = 0.0
         self._connection = Connection(self, self._conn_retry.copy(), logger=_log)
 

@@ -112,7 +112,14 @@ class ZookeeperStore:
         acl = OPEN_ACL_UNSAFE
         if url.user:
             acl = [make_digest_acl(url.user, password, all=True)]
-        access = Access(url.members, client_context(url), url.user, password, tuple(acl))
+        access = Access(
+            url.members,
+            client_context(url),
+            url.user,
+            password,
+            tuple(acl),
+            certificate=url.cert is not None,
+        )
         store = cls(access, Layout(f"/{url.prefix}"))
         store._link.start()
         await store._link.settled(OPEN_S)
