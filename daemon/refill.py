@@ -76,7 +76,7 @@ class Refill:
         """
         self._say_cluster()
         if not self.due():
-            self._since.clear()
+            self._since.pop("", None)
         elif self._our_turn(""):
             await self._put_back()
 
@@ -100,6 +100,7 @@ class Refill:
                     f"network {copy.name} is about to be put back: try again shortly"
                 ) from None
             await self._networks.restore(copy)
+        self._since.pop(network_id, None)
 
     async def reclaim(self) -> None:
         """Claims again what networks have lost, if this host is the first of those that are up.

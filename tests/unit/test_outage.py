@@ -476,6 +476,18 @@ async def _watch_names(one: Node, two: Node, shown: list[set[str]]) -> None:
         await asyncio.sleep(0.005)
 
 
+async def test_endpoints_of_a_network_that_can_not_be_put_back_are_fenced(
+    cluster: Cluster, one: Node, two: Node, kept: None
+) -> None:
+    mine, theirs = await overlay(one, two)
+    cluster.store.wipe()
+    subnets = tuple(str(subnet.cidr) for subnet in one.state.networks[mine.network_id].subnets)
+    await one.service.create_network(NetworkSpec("usurper", subnets=subnets))
+    for node, endpoint in ((one, mine), (two, theirs)):
+        await node.until(lambda n=node, e=endpoint: e.id not in n.local.endpoints)  # type: ignore[misc]
+    assert [network.name for network in await two.service.networks()] == ["usurper"]
+
+
 async def test_what_was_removed_during_an_outage_goes_soon(
     cluster: Cluster, one: Node, two: Node, kept: None
 ) -> None:
