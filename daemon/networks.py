@@ -192,6 +192,27 @@ class Networks:
         """Reads which subnets are used, for whoever is about to take one."""
         return SeenPools(await self._store.get(records.POOLS))
 
+    async def lost(self, used: Mapping[Cidr, str]) -> Mapping[Cidr, Network]:
+        """Gives the subnets of networks that the store has lost and hosts are about to put back.
+
+        They are known here, the store does not have them as `used`, and nobody noted that they were
+        removed. Whoever took one now would cut its network off.
+        """
+        unused = {
+            subnet.cidr: network
+            for network in self._state.networks.values()
+            for subnet in network.subnets
+            if subnet.cidr not in used
+        }
+        if not unused:
+            return {}
+        removed = await self._store.list(records.GONE)
+        return {
+            cidr: network
+            for cidr, network in unused.items()
+            if records.gone_key(network.id) not in removed
+        }
+
     async def create(
         self,
         wish: NetworkWish,
@@ -216,13 +237,20 @@ class Networks:
             used_item = (seen or await self.see_pools()).item
             seen = None
             used = parsed_pools(used_item)
+            lost = await self.lost(used)
+            if any(network.name == wish.name for network in lost.values()):
+                raise ConflictError(
+                    f"network name {wish.name} is that of a network that the store has lost, and "
+                    "that is about to be put back: try again shortly"
+                )
             mine = {cidr for cidr in held if used.get(cidr) == self._host.id}
             used = {cidr: owner for cidr, owner in used.items() if cidr not in mine}
+            spoken_for = used | {cidr: network.id for cidr, network in lost.items()}
             network = Network(
                 id=secrets.token_hex(16),
                 name=wish.name,
                 vni=wish.vni or self._rng.randint(*self._state.config.vni),
-                subnets=await self._choose_subnets(wish, bounds, used, mine),
+                subnets=await self._choose_subnets(wish, bounds, spoken_for, mine),
                 mtu_bytes=wish.mtu_bytes,
                 internal=wish.internal,
                 attachable=wish.attachable,

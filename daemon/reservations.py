@@ -93,10 +93,12 @@ class Reservations:
             item = (seen or await self._networks.see_pools()).item
             seen = None
             used = parsed_pools(item)
+            lost = await self._networks.lost(used)
+            spoken_for = {**used, **{subnet: network.id for subnet, network in lost.items()}}
             if cidr is None:
-                chosen = ipam.next_pool(pools, used, routed)
+                chosen = ipam.next_pool(pools, spoken_for, routed)
             else:
-                await self._networks.check_disjoint(cidr, used, reserved)
+                await self._networks.check_disjoint(cidr, spoken_for, reserved)
                 chosen = cidr
             checks = [
                 Check(records.alive_key(self._host.id), self._token()),

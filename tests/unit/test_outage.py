@@ -19,9 +19,11 @@ from pyvxlan.daemon.errors import (
     StoreUnavailableError,
 )
 from pyvxlan.daemon.kv import Delete, Item, Write
-from pyvxlan.daemon.model import Endpoint
+from pyvxlan.daemon.model import Cidr, Endpoint, Network
+from pyvxlan.daemon.networks import Networks
 from pyvxlan.daemon.requests import AttachSpec, EndpointSpec, NetworkSpec
 from pyvxlan.daemon.state import ANSWER_S, SILENT_S
+from pyvxlan.daemon.upkeep.integrity import errors
 from tests.unit.cluster import Cluster, Node
 
 
@@ -476,15 +478,40 @@ async def _watch_names(one: Node, two: Node, shown: list[set[str]]) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_endpoints_of_a_network_that_can_not_be_put_back_are_fenced(
+async def test_new_network_leaves_alone_what_a_lost_one_is_about_to_take_back(
     cluster: Cluster, one: Node, two: Node, kept: None
 ) -> None:
     mine, theirs = await overlay(one, two)
+    (lost,) = one.state.networks[mine.network_id].subnets
+    cluster.store.wipe()
+    with pytest.raises(ConflictError, match="network name n1 is that of a network that the store"):
+        await one.service.create_network(NetworkSpec("n1", subnets=("10.9.0.0/24",)))
+    with pytest.raises(ConflictError, match=f"overlaps {lost.cidr} of network {mine.network_id}"):
+        await one.service.create_network(NetworkSpec("n2", subnets=(str(lost.cidr),)))
+    made = await one.service.create_network(NetworkSpec("n2"))
+    assert made.subnets[0].cidr != lost.cidr
+    async with asyncio.timeout(8):
+        while len(await one.service.endpoints()) != 2:
+            await asyncio.sleep(0.02)
+    assert {e.id for e in await one.service.endpoints()} == {mine.id, theirs.id}
+    assert errors(await content(cluster)) == []
+
+
+async def test_endpoints_of_a_network_that_can_not_be_put_back_are_fenced(
+    cluster: Cluster, one: Node, two: Node, kept: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that knew nothing of it has made another one in its place."""
+    mine, theirs = await overlay(one, two)
+
+    async def nothing(_networks: Networks, _used: object) -> dict[Cidr, Network]:
+        return {}
+
+    monkeypatch.setattr(Networks, "lost", nothing)
     cluster.store.wipe()
     subnets = tuple(str(subnet.cidr) for subnet in one.state.networks[mine.network_id].subnets)
     await one.service.create_network(NetworkSpec("usurper", subnets=subnets))
     for node, endpoint in ((one, mine), (two, theirs)):
-        await node.until(lambda n=node, e=endpoint: e.id not in n.local.endpoints)  # type: ignore[misc]
+        await node.until(lambda n=node, e=endpoint: e.id not in n.local.endpoints, within_s=9)  # type: ignore[misc]
     assert [network.name for network in await two.service.networks()] == ["usurper"]
 
 
