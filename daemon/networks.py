@@ -238,11 +238,6 @@ class Networks:
             seen = None
             used = parsed_pools(used_item)
             lost = await self.lost(used)
-            if any(network.name == wish.name for network in lost.values()):
-                raise ConflictError(
-                    f"network name {wish.name} is that of a network that the store has lost, and "
-                    "that is about to be put back: try again shortly"
-                )
             mine = {cidr for cidr in held if used.get(cidr) == self._host.id}
             used = {cidr: owner for cidr, owner in used.items() if cidr not in mine}
             spoken_for = used | {cidr: network.id for cidr, network in lost.items()}
@@ -260,10 +255,15 @@ class Networks:
                 created_by=self._host.id,
                 created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             )
+            rivals = [
+                one
+                for one in self._state.networks.values()
+                if one.name == network.name or one.vni == network.vni
+            ]
             try:
-                await self._publish_network(network, used_item, used)
+                await self._publish_network(network, used_item, used, rivals=rivals)
             except StoreConflictError:
-                await self._explain_network(network, chosen_vni=wish.vni is not None)
+                await self._explain_network(network, rivals, chosen_vni=wish.vni is not None)
             else:
                 log.info("network created network=%s name=%s", network.id, network.name)
                 return network
@@ -447,8 +447,13 @@ class Networks:
         used: Mapping[Cidr, str],
         *,
         held: Mapping[str, Revision] = MappingProxyType({}),
+        rivals: Sequence[Network] = (),
     ) -> None:
-        """Writes a network with its claims, of which `held` are its own already."""
+        """Writes a network with its claims, of which `held` are its own already.
+
+        `rivals` were known with its name or VNI: it has them only if those were removed, and not if
+        just their claims are lost.
+        """
         key = records.network_key(network.id)
         name_key = records.network_name_key(network.name)
         vni_key = records.vni_key(network.vni)
@@ -462,6 +467,7 @@ class Networks:
                     Check(records.POOLS, used_item.revision if used_item else ABSENT),
                     *(Check(absent, ABSENT) for absent in (key, gone_key)),
                     *(Check(claim, held.get(claim, ABSENT)) for claim in (name_key, vni_key)),
+                    *(Check(records.gone_key(rival.id), PRESENT) for rival in rivals),
                 ],
                 [
                     Write(records.POOLS, pools),
@@ -475,7 +481,9 @@ class Networks:
             if await self._store.get(key) is None:
                 raise
 
-    async def _explain_network(self, network: Network, *, chosen_vni: bool) -> None:
+    async def _explain_network(
+        self, network: Network, rivals: Sequence[Network], *, chosen_vni: bool
+    ) -> None:
         """Raises if a name or a chosen VNI is taken; else it was a race worth another try."""
         if claim := await self._store.get(records.network_name_key(network.name)):
             owner = records.parse_claim(claim.value)
@@ -490,6 +498,14 @@ class Networks:
                 f"VNI {network.vni} is taken by network {owner[:12]}: choose another, or leave "
                 "out --vni to get a free one"
             )
+        for rival in rivals:
+            if rival.name == network.name or chosen_vni:
+                what = "name" if rival.name == network.name else "VNI"
+                if await self._store.get(records.gone_key(rival.id)) is None:
+                    raise ConflictError(
+                        f"network {rival.name} ({rival.id[:12]}) has this {what}, and the store "
+                        "has lost that; it is about to be put back: try again shortly"
+                    )
 
     async def _set_state(self, item: Item, state: Literal["up", "down"]) -> None:
         value = records.with_state(item.value, state)

@@ -23,6 +23,7 @@ from pyvxlan.daemon.errors import (
     DaemonError,
     NotFoundError,
     NotSettledError,
+    StoreConflictError,
 )
 from pyvxlan.daemon.local import LocalRecords
 from pyvxlan.daemon.membership import Membership
@@ -142,19 +143,20 @@ class Repair:
         for endpoint_id, endpoint in list(self._local.records.items()):
             if endpoint_id in self.joining:
                 continue
-            recorded = endpoint_id in stored and self._shown(endpoint)
-            if endpoint_id in self._local.endpoints and not recorded:
-                try:
-                    await self._restore(endpoint)
-                except DaemonError as error:
-                    failures.append(error)
+            if endpoint_id not in self._local.endpoints:
+                continue
+            if endpoint_id in stored and self._in_place(endpoint):
+                self._fencing.pop(endpoint_id, None)
+                continue
+            try:
+                await self._restore(endpoint)
+            except DaemonError as error:
+                failures.append(error)
         for endpoint in self._outdated():
             await self._endpoints.revise(endpoint)
-        self._fencing = {id_: at for id_, at in self._fencing.items() if id_ not in stored}
         for endpoint_id in self._local.withdrawn.keys() - stored.keys():
-            network_id = self._local.withdrawn[endpoint_id].network_id
-            self._local.forget_withdrawn(endpoint_id)
-            self.leave_network(network_id)
+            # It may be there all the same: somebody deleted what lists it as this host's.
+            await self.withdraw(self._local.withdrawn[endpoint_id])
         for endpoint_id, network_id in stored.items():
             if self._superfluous(endpoint_id):
                 log.warning("endpoint without sandbox removed endpoint=%s", endpoint_id)
@@ -249,6 +251,10 @@ class Repair:
         key = records.endpoint_key(endpoint.network_id, endpoint.id)
         return not self._state.joined(endpoint.network_id) or self._state.recorded(key)
 
+    def _in_place(self, endpoint: Endpoint) -> bool:
+        """Whether the store has an endpoint's record, and in a network that is not to go."""
+        return self._shown(endpoint) and endpoint.network_id not in self._state.returned
+
     def _outdated(self) -> list[Endpoint]:
         """Local endpoints of which the store says something else: they were revived."""
         return [
@@ -280,7 +286,7 @@ class Repair:
             or bool(self._outdated())
             or self._refill.due()
             or any(
-                id_ in self._local.endpoints and not self._shown(endpoint)
+                id_ in self._local.endpoints and not self._in_place(endpoint)
                 for id_, endpoint in self._local.records.items()
                 if id_ not in self.joining
             )
@@ -290,15 +296,22 @@ class Repair:
         return sum(self._state.resyncs.values())
 
     async def _restore(self, endpoint: Endpoint) -> None:
-        if await self._endpoints.confirm(endpoint):
+        removed = endpoint.network_id in self._state.returned
+        if not removed and await self._endpoints.confirm(endpoint):
             return
         try:
+            if removed:
+                # While the store lacked this endpoint; its host put the network back later.
+                raise NotFoundError(f"network {endpoint.network_id} was removed")
             await self._refill.ensure(endpoint.network_id)
             await self._endpoints.restore(endpoint)
         except (ConflictError, NotFoundError) as error:
             since = self._fencing.setdefault(endpoint.id, time.monotonic())
             if time.monotonic() - since < self._fence_s:
                 raise
+            if removed:
+                with contextlib.suppress(StoreConflictError):  # the store has no record of it
+                    await self._endpoints.give_way(endpoint)
             await self._fence(endpoint, error)
         else:
             log.warning("endpoint restored endpoint=%s name=%s", endpoint.id, endpoint.name)

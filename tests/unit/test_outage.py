@@ -288,6 +288,20 @@ async def test_detached_record_goes_after_a_restart_and_the_return_of_the_store(
     keeper.cancel()
 
 
+async def test_detached_record_goes_though_nothing_lists_it_as_this_hosts(
+    cluster: Cluster, one: Node, two: Node
+) -> None:
+    mine, theirs = await overlay(one, two)
+    one.store.lose("cable cut")
+    await one.service.detach("on-one")
+    await cluster.store.txn([], [Delete(records.owned_key(mine))])
+    keeper = asyncio.create_task(one.service.keep())
+    one.store.recover()
+    await two.until(lambda: set(two.state.endpoints[mine.network_id]) == {theirs.id})
+    await one.until(lambda: not one.local.withdrawn)
+    keeper.cancel()
+
+
 async def test_network_left_without_the_store_is_kept_until_it_is_back(
     one: Node, two: Node
 ) -> None:
@@ -353,6 +367,11 @@ async def content(cluster: Cluster) -> dict[str, bytes]:
         for key, item in (await cluster.store.list("")).items()
         if not key.startswith(("alive/", "gc/", "meta"))
     }
+
+
+async def mistakes(cluster: Cluster) -> list[str]:
+    """What does not fit in the store."""
+    return errors({key: item.value for key, item in (await cluster.store.list("")).items()})
 
 
 async def comes_back(cluster: Cluster, wanted: dict[str, bytes], within_s: float = 5) -> None:
@@ -484,7 +503,7 @@ async def test_new_network_leaves_alone_what_a_lost_one_is_about_to_take_back(
     mine, theirs = await overlay(one, two)
     (lost,) = one.state.networks[mine.network_id].subnets
     cluster.store.wipe()
-    with pytest.raises(ConflictError, match="network name n1 is that of a network that the store"):
+    with pytest.raises(ConflictError, match=r"network n1 .* has this name, and the store has lost"):
         await one.service.create_network(NetworkSpec("n1", subnets=("10.9.0.0/24",)))
     with pytest.raises(ConflictError, match=f"overlaps {lost.cidr} of network {mine.network_id}"):
         await one.service.create_network(NetworkSpec("n2", subnets=(str(lost.cidr),)))
@@ -494,7 +513,36 @@ async def test_new_network_leaves_alone_what_a_lost_one_is_about_to_take_back(
         while len(await one.service.endpoints()) != 2:
             await asyncio.sleep(0.02)
     assert {e.id for e in await one.service.endpoints()} == {mine.id, theirs.id}
-    assert errors(await content(cluster)) == []
+    assert await mistakes(cluster) == []
+
+
+@pytest.mark.parametrize("claim", ["netname/n1", "vni/77"])
+async def test_new_network_takes_nothing_whose_claim_was_deleted_by_hand(
+    cluster: Cluster, one: Node, two: Node, claim: str
+) -> None:
+    first = await one.service.create_network(NetworkSpec("n1", vni=77))
+    await two.until(lambda: first.id in two.state.networks)
+    await cluster.store.txn([], [Delete(claim)])
+    wish = NetworkSpec("n1") if claim.startswith("netname") else NetworkSpec("n2", vni=77)
+    with pytest.raises(ConflictError, match=rf"network n1 \({first.id[:12]}\) has this"):
+        await two.service.create_network(wish)
+    await one.service.remove_network(first.id)
+    assert (await two.service.create_network(wish)).name == wish.name
+
+
+async def test_endpoint_is_fenced_whose_network_was_removed_while_the_store_lacked_it(
+    cluster: Cluster, one: Node, two: Node, kept: None
+) -> None:
+    """Its host has put the network back, not knowing of the removal."""
+    one.service.upkeep._fence_s = 0.5
+    mine, _ = await overlay(one, two)
+    network_id = mine.network_id
+    await two.service.detach("on-two")
+    gone = records.Gone("n1", time.time())
+    await cluster.store.txn([], [Write(records.gone_key(network_id), records.emit_gone(gone))])
+    await one.until(lambda: mine.id not in one.local.endpoints, within_s=9)
+    await two.until(lambda: network_id not in two.state.networks, within_s=9)
+    assert await mistakes(cluster) == []
 
 
 async def test_endpoints_of_a_network_that_can_not_be_put_back_are_fenced(
