@@ -222,8 +222,9 @@ class Stats:
 class Engine:
     """Worker threads that forward between the attached ports and the underlay sockets.
 
-    Every method may be called from any thread. After `close`, and only then, methods but
-    `close` and `events` raise RuntimeError("engine is closed").
+    Every method may be called from any thread. After `close` methods but `close` and `events`
+    raise RuntimeError("engine is closed"). In a fork, which has none of the threads, they raise
+    another one, and those two do nothing.
     """
 
     def __new__(cls, underlay: Sequence[int], workers: int, /, *, paused: bool = False) -> Engine:
@@ -240,7 +241,10 @@ class Engine:
 
     @property
     def event_fd(self) -> int:
-        """An eventfd of the engine's, readable while `events` has something. Do not close it."""
+        """An eventfd of the engine's, readable while `events` has something and after `close`.
+
+        Do not close it.
+        """
 
     @property
     def workers(self) -> int:

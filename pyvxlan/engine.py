@@ -246,7 +246,8 @@ class Engine:
     """Worker threads that forward between TAP ports and the underlay, by table only.
 
     Safe to use from any thread; forwarding never takes the interpreter lock. Once closed, calls
-    but `close` and `events` raise RuntimeError.
+    but `close` and `events` raise RuntimeError. So they do in a fork, which has no threads of its
+    parent's: there, the two do nothing.
     """
 
     __slots__ = ("_engine",)
@@ -286,7 +287,10 @@ class Engine:
 
     @property
     def event_fd(self) -> int:
-        """An eventfd, readable while `events` has something. The engine's: do not close it."""
+        """An eventfd, readable while `events` has something, and once after `close`.
+
+        It is the engine's: do not close it.
+        """
         return self._engine.event_fd
 
     def resume(self) -> None:
@@ -472,3 +476,7 @@ def _event(kind: str, number: str) -> Event:
     if kind == "worker_lost":
         return Event("worker_lost", int(number))
     return Event("port_lost", int(number))
+
+        Raises:
+            RuntimeError: The engine is closed, or was while this waited.
+            self._engine.vnis()  # raises if it is closed, which wakes as an event does

@@ -77,7 +77,9 @@ impl From<EngineError> for Error {
     fn from(error: EngineError) -> Self {
         match &error {
             EngineError::System { source, .. } => Self::system(&error, source.raw_os_error()),
-            EngineError::Closed => Self(PyRuntimeError::new_err(error.to_string())),
+            EngineError::Closed | EngineError::Forked { .. } => {
+                Self(PyRuntimeError::new_err(error.to_string()))
+            }
             _ => Self::value(error),
         }
     }

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import resource
+import signal
 import socket
 import time
+import warnings
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -118,6 +123,97 @@ async def test_waiting_for_events_can_be_given_up(engine):
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await engine.wait_events()
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_waiting_for_events_ends_with_the_engine(engine, waits):
+    waiting = asyncio.create_task(engine.wait_events())
+    if waits:
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    await asyncio.to_thread(engine.close)
+    async with asyncio.timeout(10):
+        with pytest.raises(RuntimeError, match="engine is closed"):
+            await waiting
+    assert engine.events() == []
+
+
+def in_a_fork(action: Callable[[], str]) -> str:
+    """Runs `action` in a child that was forked; gives what it returned."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():  # Python 3.12 warns of threads, which are what this is about
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        signal.alarm(10)  # whatever hangs ends
+        try:
+            os.write(write, action().encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    with open(read, "rb") as answer:
+        given = answer.read().decode()
+    os.waitpid(pid, 0)
+    return given
+
+
+def test_a_fork_has_no_engine_and_does_no_harm_to_it(engine):
+    def misuse() -> str:
+        refused = []
+        for call in (
+            engine.stats,
+            engine.recent_drops,
+            lambda: engine.detach(7),
+            lambda: engine.set_tunnels({}),
+            lambda: engine.apply(7),
+        ):
+            try:
+                call()
+            except RuntimeError as error:
+                refused.append(str(error))
+        assert engine.events() == []
+        engine.close()
+        return f"{len(refused)} {refused[0]}"
+
+    number, _, said = in_a_fork(misuse).partition(" ")
+    assert number == "5"
+    assert f"that of process {os.getpid()}" in said
+    assert "start another engine here" in said
+    assert engine.stats().workers == 2
+    engine.detach(7)
+
+
+def test_an_engine_is_forgotten_in_a_fork_without_harm(engine):
+    def forget() -> str:
+        del engine._engine  # the last reference: what the end of an interpreter does
+        return "gone"
+
+    assert in_a_fork(forget) == "gone"
+    assert engine.stats().workers == 2
+
+
+def test_a_thousand_engines_leave_nothing_behind():
+    def one() -> None:
+        with Engine(open_underlay("127.0.0.1", 47891, send_sockets=1)) as engine:
+            engine.attach(7, [os.open(os.devnull, os.O_RDONLY)], mtu_bytes=1450)
+            engine.apply(7, {DESTINATION: "198.18.0.2"})
+            with pytest.raises(OSError, match="descriptor 999999"):
+                engine.attach(8, [999999], mtu_bytes=1450)
+
+    def held() -> tuple[int, int, int]:
+        descriptors, threads = (len(os.listdir(f"/proc/self/{of}")) for of in ("fd", "task"))
+        with open("/proc/self/statm") as statm:
+            return descriptors, threads, int(statm.read().split()[1]) * resource.getpagesize()
+
+    for _ in range(50):
+        one()
+    gc.collect()  # what tests before this one have left
+    before = held()
+    for _ in range(1000):
+        one()
+    after = held()
+    assert after[:2] == before[:2]
+    assert after[2] - before[2] < 2_000_000
 
 
 def test_capture_goes_to_its_reader_and_ends_with_its_number(engine):

@@ -47,6 +47,11 @@ impl EventReceiver {
         self.receiver.try_iter().collect()
     }
 
+    /// Lets whoever waits look, though there is no event.
+    pub fn wake(&self) {
+        self.wake.signal();
+    }
+
     pub fn descriptor(&self) -> RawFd {
         self.wake.as_fd().as_raw_fd()
     }

@@ -78,6 +78,12 @@ pub enum EngineError {
     /// The engine was closed.
     #[error("engine is closed")]
     Closed,
+    /// The workers are threads of another process, of which this one is a fork.
+    #[error(
+        "the engine is that of process {0}, from which this one was forked without its threads: \
+         start another engine here"
+    )]
+    Forked(u32),
     /// A system call was refused.
     #[error("{what}: {source}")]
     System {
@@ -128,6 +134,8 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Engine {
     workers: usize,
+    /// The process that the workers are threads of.
+    process: u32,
     local: SocketAddr,
     event_fd: RawFd,
     /// Whether the kernel knows UDP_SEGMENT at all (Linux 4.18).
@@ -196,6 +204,7 @@ impl Engine {
             .map_err(system("duplicating a socket"))?;
         let engine = Self {
             workers,
+            process: std::process::id(),
             local,
             event_fd: receiver.descriptor(),
             can_segment: can_segment(send[0].as_fd()),
@@ -453,18 +462,36 @@ impl Engine {
         self.event_fd
     }
 
-    /// Takes the events since the last call; also after closing.
+    /// Takes the events since the last call; also after closing. None in a fork.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
+        if self.is_forked() {
+            return Vec::new();
+        }
         self.lock().events.take()
     }
 
-    /// Ends and joins the workers and closes sockets and queues. May be repeated.
+    /// Ends and joins the workers and closes sockets and queues. May be repeated. Whoever waits for
+    /// events is woken.
+    ///
+    /// In a fork it does nothing: the workers are not there to be ended, and what it has descriptors
+    /// of is theirs.
     pub fn close(&self) {
+        if self.is_forked() {
+            return;
+        }
         let mut control = self.lock();
         control.networks.clear();
         control.receive_drops.clear();
-        Worker::stop_all(std::mem::take(&mut control.workers));
+        let workers = std::mem::take(&mut control.workers);
+        if !workers.is_empty() {
+            Worker::stop_all(workers);
+            control.events.wake();
+        }
+    }
+
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.process
     }
 
     fn check_families(&self, vteps: impl Iterator<Item = IpAddr>) -> Result<(), EngineError> {
@@ -497,6 +524,10 @@ impl Engine {
     }
 
     fn open(&self) -> Result<MutexGuard<'_, Control>, EngineError> {
+        // Before the lock, which another thread may have had at the fork, and has there for ever.
+        if self.is_forked() {
+            return Err(EngineError::Forked(self.process));
+        }
         let control = self.lock();
         if control.workers.is_empty() {
             return Err(EngineError::Closed);
