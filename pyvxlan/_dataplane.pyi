@@ -2,7 +2,8 @@
 
 MAC addresses are six bytes, VNIs and ports integers, IP addresses text. Buffers are anything with
 the buffer protocol that is C-contiguous (`bytes`, `bytearray`, `memoryview`). A bad value raises
-`ValueError` that names it; a refused system call raises `OSError` with its errno.
+`ValueError` that names it, one of the wrong type `TypeError`; a refused system call raises
+`OSError` with its errno.
 """
 
 from collections.abc import Sequence
@@ -137,7 +138,8 @@ def open_tap(
     Raises:
         ValueError: `name` is empty, has "/" or spaces or more than 15 bytes; `queues` is not in
             1-256 or `mtu` not in 68-65521, or no offload has a name in `without`.
-        OSError: EPERM without CAP_NET_ADMIN, EBUSY if another kind of TAP has the name.
+        OSError: EPERM without CAP_NET_ADMIN, and for another namespace than the thread's own
+            CAP_SYS_ADMIN; EINVAL if another kind of interface has the name.
     """
 
 def tap_offloads(fd: int, *, without: Sequence[str] = ()) -> list[str]:
@@ -235,7 +237,7 @@ class Engine:
 
         Raises:
             ValueError: `workers` is not in 1-64, or `underlay` does not hold `workers` receive
-                sockets and at least one send socket, all of one address family.
+                sockets and at least one send socket, all for UDP and of one address family.
             OSError: No thread, epoll or eventfd can be had, or a descriptor is not open.
         """
 
@@ -360,7 +362,7 @@ class Engine:
         hosts; with `drops_only`, only those that are dropped.
 
         Raises:
-            ValueError: A value is out of range, or 16 captures run.
+            ValueError: A value is out of range, the socket of another kind, or 16 captures run.
         """
 
     def end_capture(self, number: int) -> None:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import index
+from typing import TYPE_CHECKING, Final
 
 from pyvxlan import _dataplane
 from pyvxlan._dataplane import DEFAULT_PORT
@@ -27,6 +28,9 @@ from pyvxlan.errors import MalformedError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+ETHERNET_BYTES: Final = 14
+"""The shortest frame: an Ethernet header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,17 +140,18 @@ def encap_datagram(
             IPv4 and RFC 6935 allows for tunnels over IPv6.
 
     Raises:
+        MalformedError: The frame is shorter than an Ethernet header.
         ValueError: A value is out of range, or the packet would exceed 65535 bytes.
     """
-    return _dataplane.encap_datagram(
-        frame,
-        vni,
-        address_text(source),
-        address_text(destination),
-        sport=source_port,
-        dport=destination_port,
-        checksum=checksum,
-    )
+    ends = address_text(source), address_text(destination)
+    try:
+        return _dataplane.encap_datagram(
+            frame, vni, *ends, sport=source_port, dport=destination_port, checksum=checksum
+        )
+    except ValueError as error:
+        if memoryview(frame).nbytes < ETHERNET_BYTES:
+            raise MalformedError(str(error)) from None
+        raise
 
 
 def decap_datagram(packet: Buffer) -> Datagram:
@@ -186,4 +191,4 @@ def source_port(frame: Buffer) -> int:
 
 def _frame_error(error: ValueError, vni: int) -> ValueError:
     """Tells a malformed frame, which may have come from anywhere, from a bad VNI."""
-    return MalformedError(str(error)) if 0 <= vni <= VNI_MAX else error
+    return MalformedError(str(error)) if 0 <= index(vni) <= VNI_MAX else error

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 from pyvxlan import _dataplane
 from pyvxlan._dataplane import DEFAULT_PORT
-from pyvxlan.addresses import Address, AddressLike, MacLike, address_text, parse_address, parse_mac
+from pyvxlan.addresses import (
+    Address,
+    AddressLike,
+    MacLike,
+    address_text,
+    address_texts,
+    items,
+    parse_address,
+    parse_mac,
+    parse_macs,
+    several,
+)
 from pyvxlan.capture import DroppedFrame, dropped_frame
 from pyvxlan.table import Ip, Mac, TableDump, fdb_entries, neighbour_entries, table_dump
 
@@ -169,17 +180,22 @@ def open_tap(
 
     Raises:
         ValueError: A value is out of range.
-        OSError: EPERM without CAP_NET_ADMIN, EBUSY if another kind of TAP has that name, ENOENT
-            if there is no such namespace.
+        OSError: EPERM without CAP_NET_ADMIN, and for another namespace than the caller's
+            CAP_SYS_ADMIN; EINVAL if another kind of interface has that name, ENOENT if there is no
+            such namespace.
     """
-    without = tuple(without)
-    if isinstance(netns, int):
-        return _dataplane.open_tap(netns, name, queues, mtu_bytes, without=without)
-    descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    names = tuple(several(without, "names of offloads"))
+    if not isinstance(name, str):
+        raise TypeError(f"interface name {name!r} is no text")
+    descriptor = netns if isinstance(netns, int) else os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return _dataplane.open_tap(descriptor, name, queues, mtu_bytes, without=without)
+        return _dataplane.open_tap(descriptor, name, queues, mtu_bytes, without=names)
+    except OSError as error:
+        error.filename = netns
+        raise
     finally:
-        os.close(descriptor)
+        if descriptor is not netns:
+            os.close(descriptor)
 
 
 def tap_offloads(queue: int, *, without: Iterable[str] = ()) -> list[str]:
@@ -192,7 +208,7 @@ def tap_offloads(queue: int, *, without: Iterable[str] = ()) -> list[str]:
         ValueError: No offload has a name in `without`.
         OSError: It is no descriptor of a TAP.
     """
-    return _dataplane.tap_offloads(queue, without=tuple(without))
+    return _dataplane.tap_offloads(queue, without=tuple(several(without, "names of offloads")))
 
 
 def receive_offload(sock: int, *, on: bool) -> bool:
@@ -264,10 +280,12 @@ class Engine:
                 descriptors: what waits in them is then not dropped for want of tables.
 
         Raises:
-            ValueError: `workers` is not the number that `underlay` was opened for.
+            ValueError: `workers` is not the number that `underlay` was opened for, or one of them
+                is no UDP socket.
             OSError: The kernel refused a thread or descriptor.
         """
-        self._engine = _dataplane.Engine(underlay, workers, paused=paused)
+        sockets = list(several(underlay, "descriptors"))
+        self._engine = _dataplane.Engine(sockets, workers, paused=paused)
 
     def __enter__(self) -> Self:
         return self
@@ -329,7 +347,8 @@ class Engine:
         Raises:
             ValueError: A value is out of range, or `queues` is empty.
         """
-        self._engine.attach(vni, queues, mtu_bytes, multicast=multicast, flood_rate=flood_rate)
+        descriptors = list(several(queues, "descriptors"))
+        self._engine.attach(vni, descriptors, mtu_bytes, multicast=multicast, flood_rate=flood_rate)
 
     def detach(self, vni: int) -> None:
         """Closes the VNI's queues and forgets its tables. No error if it is not attached."""
@@ -346,7 +365,7 @@ class Engine:
         Raises:
             ValueError: An entry is invalid, or `vni` is not attached; nothing was changed.
         """
-        self._engine.apply(vni, fdb_entries(add or {}), [parse_mac(mac) for mac in remove])
+        self._engine.apply(vni, fdb_entries({} if add is None else add), parse_macs(remove))
 
     def set_flood(self, vni: int, vteps: Iterable[AddressLike]) -> None:
         """Replaces the list of VTEPs that get broadcast and multicast frames.
@@ -354,7 +373,7 @@ class Engine:
         Raises:
             ValueError: An address is invalid, or `vni` is not attached; nothing was changed.
         """
-        self._engine.set_flood(vni, [address_text(vtep) for vtep in vteps])
+        self._engine.set_flood(vni, address_texts(vteps))
 
     def set_neighbours(self, vni: int, neighbours: Mapping[Ip, MacLike]) -> None:
         """Replaces the table from overlay address to MAC that ARP and NS are answered from.
@@ -375,8 +394,9 @@ class Engine:
         Raises:
             ValueError: A value is out of range, or a VTEP is not of the underlay's address family.
         """
-        wanted = [(address_text(vtep), mtu_bytes) for vtep, mtu_bytes in tunnels.items()]
-        self._engine.set_tunnels(round(interval_s * 1000), wanted)
+        pairs = items(tunnels, "VTEP to MTU")
+        wanted = [(address_text(vtep), mtu_bytes) for vtep, mtu_bytes in pairs]
+        self._engine.set_tunnels(_interval_ms(interval_s), wanted)
 
     def dump(self, vni: int) -> TableDump:
         """Gives what the workers use now.
@@ -428,12 +448,17 @@ class Engine:
             The capture's number, for `end_capture`.
 
         Raises:
-            ValueError: A value is out of range, or 16 captures run.
+            ValueError: A value is out of range, `socket` is of another kind, or 16 captures run.
         """
+        try:
+            station = None if mac is None else parse_mac(mac)
+        except (TypeError, ValueError):
+            os.close(socket)
+            raise
         return self._engine.begin_capture(
             vni,
             socket,
-            mac=None if mac is None else parse_mac(mac),
+            mac=station,
             snap_bytes=snap_bytes,
             drops_only=drops_only,
         )
@@ -454,11 +479,15 @@ class Engine:
         """Waits in the running asyncio loop until something happens, and takes it.
 
         One task at a time, since a loop watches a descriptor once.
+
+        Raises:
+            RuntimeError: The engine is closed, or was while this waited.
         """
         import asyncio  # noqa: PLC0415  # slow to import, and most users need none of it
 
         loop = asyncio.get_running_loop()
         while not (events := self.events()):
+            self._engine.vnis()  # raises if it is closed, which wakes as an event does
             ready = asyncio.Event()
             loop.add_reader(self.event_fd, ready.set)
             try:
@@ -472,11 +501,15 @@ class Engine:
         self._engine.close()
 
 
+def _interval_ms(interval_s: float) -> int:
+    if not isinstance(interval_s, int | float):
+        raise TypeError(f"interval {interval_s!r}: give a number of seconds")
+    if not (interval_s == 0 or 0.001 <= interval_s <= 3600):
+        raise ValueError(f"interval {interval_s!r} s is neither 0 nor in 0.001-3600")
+    return round(interval_s * 1000)
+
+
 def _event(kind: str, number: str) -> Event:
     if kind == "worker_lost":
         return Event("worker_lost", int(number))
     return Event("port_lost", int(number))
-
-        Raises:
-            RuntimeError: The engine is closed, or was while this waited.
-            self._engine.vnis()  # raises if it is closed, which wakes as an event does

@@ -23,8 +23,11 @@ from pyvxlan.addresses import (
     AddressLike,
     MacLike,
     address_text,
+    address_texts,
+    items,
     parse_address,
     parse_mac,
+    parse_macs,
 )
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ class ForwardingTable:
         Raises:
             ValueError: A MAC or VTEP is invalid, or not unicast; nothing was changed.
         """
-        self._table.apply(fdb_entries(add or {}), [parse_mac(mac) for mac in remove])
+        self._table.apply(fdb_entries({} if add is None else add), parse_macs(remove))
 
     def set_flood(self, vteps: Iterable[AddressLike]) -> None:
         """Replaces the list of VTEPs that get broadcast and multicast frames.
@@ -133,7 +136,7 @@ class ForwardingTable:
         Raises:
             ValueError: An address is invalid or not unicast; nothing was changed.
         """
-        self._table.set_flood([address_text(vtep) for vtep in vteps])
+        self._table.set_flood(address_texts(vteps))
 
     def set_neighbours(self, neighbours: Mapping[Ip, MacLike]) -> None:
         """Replaces the table from overlay address to MAC that ARP and NS are answered from.
@@ -197,12 +200,14 @@ class ForwardingTable:
 
 def fdb_entries(entries: Mapping[Mac, AddressLike]) -> list[tuple[bytes, str]]:
     """Gives FDB entries as the extension takes them."""
-    return [(parse_mac(mac), address_text(vtep)) for mac, vtep in entries.items()]
+    pairs = items(entries, "MAC to VTEP")
+    return [(parse_mac(mac), address_text(vtep)) for mac, vtep in pairs]
 
 
 def neighbour_entries(entries: Mapping[Ip, MacLike]) -> list[tuple[str, bytes]]:
     """Gives neighbours as the extension takes them."""
-    return [(address_text(address), parse_mac(mac)) for address, mac in entries.items()]
+    pairs = items(entries, "address to MAC")
+    return [(address_text(address), parse_mac(mac)) for address, mac in pairs]
 
 
 def table_dump(

@@ -10,7 +10,7 @@ use vxlan_dataplane::wire::{
     MacAddr, Vni, WireError,
 };
 
-use crate::convert::{address, slice, view, with_bytes, Input, Number};
+use crate::convert::{address, slice, view, with_bytes, Flag, Input, Number};
 use crate::errors::{Error, Result};
 
 /// A VXLAN header and an Ethernet header: the least that can be decapsulated.
@@ -84,7 +84,7 @@ pub fn decap_batch<'py>(
 
 #[pyfunction]
 #[pyo3(
-    signature = (frame, vni, src, dst, *, sport=None, dport=Number::Small(4789), checksum=true),
+    signature = (frame, vni, src, dst, *, sport=None, dport=Number::Small(4789), checksum=Flag::Known(true)),
     text_signature = "(frame, vni, src, dst, *, sport=None, dport=4789, checksum=True)"
 )]
 #[allow(clippy::too_many_arguments)]
@@ -95,7 +95,7 @@ pub fn encap_datagram<'py>(
     dst: &str,
     sport: Option<Number>,
     dport: Number,
-    checksum: bool,
+    checksum: Flag,
 ) -> Result<Bound<'py, PyBytes>> {
     let py = frame.py();
     let (source, destination) = (address(src)?, address(dst)?);
@@ -106,6 +106,7 @@ pub fn encap_datagram<'py>(
     }
     let sport = sport.map(|port| udp_port(&port)).transpose()?;
     let (vni, dport) = (vni.vni()?, udp_port(&dport)?);
+    let checksum = checksum.named("checksum")?;
     with_bytes(frame, |frame| {
         let sport = sport.unwrap_or_else(|| port_of(hash_of(frame)));
         let datagram = Datagram {

@@ -1,11 +1,12 @@
 //! Values at the edge: numbers with their range, addresses, buffers.
 
 use std::fmt::{self, Display};
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use pyo3::buffer::PyBuffer;
-use pyo3::exceptions::PyOverflowError;
+use pyo3::exceptions::{PyOverflowError, PyTypeError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyMemoryView, PySlice};
@@ -13,18 +14,22 @@ use vxlan_dataplane::wire::{MacAddr, Vni};
 
 use crate::errors::{Error, Result};
 
-/// Any Python integer; one that is out of range is refused by name, with a ValueError.
+/// Any Python integer. What is none, or out of range, is refused by name when it is used, not when it
+/// comes in: by then descriptors that came with it have an owner.
 #[derive(Debug)]
 pub enum Number {
     Small(i64),
+    /// Of more bits; as text.
     Huge(String),
+    /// No integer; as text.
+    Other(String),
 }
 
 impl Display for Number {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Small(value) => value.fmt(formatter),
-            Self::Huge(text) => text.fmt(formatter),
+            Self::Huge(text) | Self::Other(text) => text.fmt(formatter),
         }
     }
 }
@@ -36,7 +41,10 @@ impl<'py> FromPyObject<'_, 'py> for Number {
         match object.extract() {
             Ok(value) => Ok(Self::Small(value)),
             Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
-                Ok(Self::Huge(object.str()?.to_string()))
+                Ok(Self::Huge(shown(&object)))
+            }
+            Err(error) if error.is_instance_of::<PyTypeError>(object.py()) => {
+                Ok(Self::Other(shown(&object)))
             }
             Err(error) => Err(error),
         }
@@ -52,6 +60,11 @@ impl Number {
         let value = match self {
             Self::Small(value) => T::try_from(*value).ok(),
             Self::Huge(_) => None,
+            Self::Other(_) => {
+                return Err(Error::wrong_type(format_args!(
+                    "{what} {self} is no integer"
+                )));
+            }
         };
         value
             .filter(|value| (low..=high).contains(value))
@@ -61,22 +74,90 @@ impl Number {
     pub fn vni(&self) -> Result<Vni> {
         Ok(Vni::new(self.within("VNI", 0, Vni::MAX.value())?)?)
     }
+
+    /// A descriptor's number, which may be that of none.
+    pub fn descriptor(&self) -> Result<RawFd> {
+        match self {
+            Self::Small(value) => {
+                RawFd::try_from(*value).map_err(|_| Error::descriptor(self, "", &closed()))
+            }
+            Self::Huge(_) => Err(Error::descriptor(self, "", &closed())),
+            Self::Other(_) => Err(Error::wrong_type(format_args!(
+                "descriptor {self} is no integer"
+            ))),
+        }
+    }
 }
 
-/// Takes ownership of descriptors; those that are open are closed if one is not. If one is given
-/// twice, all stay with the caller.
-pub fn descriptors(numbers: &[i32]) -> Result<Vec<OwnedFd>> {
-    let twice = |(index, number)| numbers[..index].contains(number).then_some(number);
-    if let Some(number) = numbers.iter().enumerate().find_map(twice) {
-        return Err(Error::value(format_args!(
-            "descriptor {number} is given twice"
-        )));
+/// `True` or `False`, refused like a [`Number`].
+#[derive(Debug)]
+pub enum Flag {
+    Known(bool),
+    /// Neither; as text.
+    Other(String),
+}
+
+impl<'py> FromPyObject<'_, 'py> for Flag {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        Ok(object
+            .extract()
+            .map_or_else(|_: PyErr| Self::Other(shown(&object)), Self::Known))
     }
-    let adopted: Vec<_> = numbers
-        .iter()
-        .map(|&number| vxlan_dataplane::io::adopt(number))
-        .collect();
-    Ok(adopted.into_iter().collect::<std::io::Result<_>>()?)
+}
+
+impl Flag {
+    /// The value; `what` is its name in the message.
+    pub fn named(&self, what: &str) -> Result<bool> {
+        match self {
+            Self::Known(value) => Ok(*value),
+            Self::Other(text) => Err(Error::wrong_type(format_args!(
+                "{what} {text} is neither True nor False"
+            ))),
+        }
+    }
+}
+
+/// A value for a message: as Python writes it, if that is short.
+fn shown(object: &Bound<'_, PyAny>) -> String {
+    const LONGEST: usize = 60;
+    let text = object.repr().map(|text| text.to_string()).ok();
+    text.filter(|text| text.len() <= LONGEST)
+        .unwrap_or_else(|| format!("of type {}", object.get_type()))
+}
+
+fn closed() -> io::Error {
+    io::Error::from_raw_os_error(libc::EBADF)
+}
+
+/// Takes ownership of descriptors; those that are open are closed if one is not, or is given twice.
+pub fn descriptors(numbers: &[Number]) -> Result<Vec<OwnedFd>> {
+    let mut adopted = Vec::with_capacity(numbers.len());
+    let mut failure = None;
+    for number in numbers {
+        let one = number.descriptor().and_then(|number| {
+            if adopted_before(&adopted, number) {
+                return Err(Error::value(format_args!(
+                    "descriptor {number} is given twice"
+                )));
+            }
+            let one = vxlan_dataplane::io::adopt(number);
+            one.map_err(|error| Error::descriptor(number, "", &error))
+        });
+        match one {
+            Ok(one) => adopted.push(one),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    match failure {
+        Some(error) => Err(error),
+        None => Ok(adopted),
+    }
+}
+
+fn adopted_before(adopted: &[OwnedFd], number: RawFd) -> bool {
+    adopted.iter().any(|one| one.as_raw_fd() == number)
 }
 
 pub fn mac(bytes: &[u8]) -> Result<MacAddr> {
@@ -96,8 +177,12 @@ pub fn macs(list: &[PyBackedBytes]) -> Result<Vec<MacAddr>> {
 }
 
 pub fn address(text: &str) -> Result<IpAddr> {
-    text.parse()
-        .map_err(|_| Error::value(format_args!("{text:?} is no IP address")))
+    text.parse().map_err(|_| {
+        Error::value(format_args!(
+            "{text:?} is no IP address: write one such as 198.18.0.1 or fd00::1, without prefix \
+             length or zone"
+        ))
+    })
 }
 
 pub fn addresses(list: &[PyBackedStr]) -> Result<Vec<IpAddr>> {

@@ -9,7 +9,7 @@ use vxlan_dataplane::capture::MAX_KEPT;
 use vxlan_dataplane::engine::{self, CaptureConfig, Event, NetworkConfig, TunnelConfig};
 
 use crate::capture::{dropped, Dropped};
-use crate::convert::{self, AddressEntries, MacEntries, Number};
+use crate::convert::{self, AddressEntries, Flag, MacEntries, Number};
 use crate::errors::Result;
 use crate::stats::Stats;
 
@@ -26,11 +26,14 @@ type Dump<'py> = (
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (underlay, workers, /, *, paused=false))]
-    fn new(py: Python<'_>, underlay: Vec<RawFd>, workers: Number, paused: bool) -> Result<Self> {
+    #[pyo3(
+        signature = (underlay, workers, /, *, paused=Flag::Known(false)),
+        text_signature = "(underlay, workers, /, *, paused=False)"
+    )]
+    fn new(py: Python<'_>, underlay: Vec<Number>, workers: Number, paused: Flag) -> Result<Self> {
         let sockets = convert::descriptors(&underlay)?;
         let workers = workers.within("number of workers", 1, 64)? as usize;
-        let start = if paused {
+        let start = if paused.named("paused")? {
             engine::Engine::start_paused
         } else {
             engine::Engine::start
@@ -44,8 +47,8 @@ impl Engine {
     }
 
     #[pyo3(signature = (*, on), text_signature = "($self, *, on)")]
-    fn switch_segmentation(&self, on: bool) -> Result<()> {
-        Ok(self.0.switch_segmentation(on)?)
+    fn switch_segmentation(&self, on: Flag) -> Result<()> {
+        Ok(self.0.switch_segmentation(on.named("on")?)?)
     }
 
     #[getter]
@@ -59,23 +62,23 @@ impl Engine {
     }
 
     #[pyo3(
-        signature = (vni, queues, mtu, *, multicast=true, flood_rate=Number::Small(10_000)),
+        signature = (vni, queues, mtu, *, multicast=Flag::Known(true), flood_rate=Number::Small(10_000)),
         text_signature = "($self, vni, queues, mtu, *, multicast=True, flood_rate=10000)"
     )]
     fn attach(
         &self,
         py: Python<'_>,
         vni: Number,
-        queues: Vec<RawFd>,
+        queues: Vec<Number>,
         mtu: Number,
-        multicast: bool,
+        multicast: Flag,
         flood_rate: Number,
     ) -> Result<()> {
         let queues = convert::descriptors(&queues)?;
         let config = NetworkConfig {
             vni: vni.vni()?,
             mtu_bytes: mtu.within("MTU", 68, 65_521)?,
-            multicast,
+            multicast: multicast.named("multicast")?,
             flood_rate: flood_rate.within("flood rate", 1, 1_000_000_000)?,
         };
         Ok(py.detach(|| self.0.attach(config, queues))?)
@@ -141,30 +144,31 @@ impl Engine {
     }
 
     #[pyo3(
-        signature = (vni, socket, *, mac=None, snap_bytes=Number::Small(65_600), drops_only=false),
+        signature = (vni, socket, *, mac=None, snap_bytes=Number::Small(65_600), drops_only=Flag::Known(false)),
         text_signature = "($self, vni, socket, *, mac=None, snap_bytes=65600, drops_only=False)"
     )]
     fn begin_capture(
         &self,
         py: Python<'_>,
         vni: Number,
-        socket: RawFd,
+        socket: Number,
         mac: Option<PyBackedBytes>,
         snap_bytes: Number,
-        drops_only: bool,
+        drops_only: Flag,
     ) -> Result<u64> {
         let mut sockets = convert::descriptors(&[socket])?;
         let config = CaptureConfig {
             vni: vni.vni()?,
             mac: mac.map(|mac| convert::mac(&mac)).transpose()?,
             snap_bytes: snap_bytes.within("bytes kept of a frame", 14, MAX_KEPT)?,
-            drops_only,
+            drops_only: drops_only.named("drops_only")?,
         };
         let socket = sockets.remove(0);
         Ok(py.detach(|| self.0.begin_capture(config, socket))?)
     }
 
-    fn end_capture(&self, py: Python<'_>, number: u64) -> Result<()> {
+    fn end_capture(&self, py: Python<'_>, number: Number) -> Result<()> {
+        let number = number.within("number of a capture", 0, u64::MAX >> 1)?;
         Ok(py.detach(|| self.0.end_capture(number))?)
     }
 

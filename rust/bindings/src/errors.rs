@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io;
 
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::PyErr;
 use vxlan_dataplane::engine::{ConfineError, EngineError};
 use vxlan_dataplane::io::OpenError;
@@ -20,6 +20,22 @@ impl Error {
     /// ValueError.
     pub fn value(message: impl Display) -> Self {
         Self(PyValueError::new_err(message.to_string()))
+    }
+
+    /// TypeError.
+    pub fn wrong_type(message: impl Display) -> Self {
+        Self(PyTypeError::new_err(message.to_string()))
+    }
+
+    /// OSError for a descriptor that is not the `wanted`, or not open.
+    pub fn descriptor(number: impl Display, wanted: &str, error: &io::Error) -> Self {
+        let wanted = if wanted.is_empty() {
+            String::new()
+        } else {
+            format!(" as {wanted}")
+        };
+        let message = format_args!("descriptor {number}{wanted}: {error}");
+        Self::system(message, error.raw_os_error())
     }
 
     /// The same exception for one of several inputs.

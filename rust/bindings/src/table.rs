@@ -10,7 +10,7 @@ use vxlan_dataplane::egress::{self, Egress, ReplyBuffer};
 use vxlan_dataplane::ingress::{self, Ingress};
 use vxlan_dataplane::table::{TableError, Tables};
 
-use crate::convert::{self, AddressEntries, MacEntries, Number};
+use crate::convert::{self, AddressEntries, Flag, MacEntries, Number};
 use crate::errors::Result;
 
 #[pyclass(frozen, module = "pyvxlan._dataplane")]
@@ -36,9 +36,12 @@ impl ForwardingTable {
 #[pymethods]
 impl ForwardingTable {
     #[new]
-    #[pyo3(signature = (vni, *, multicast=true))]
-    fn new(vni: Number, multicast: bool) -> Result<Self> {
-        let tables = Tables::new(vni.vni()?, multicast);
+    #[pyo3(
+        signature = (vni, *, multicast=Flag::Known(true)),
+        text_signature = "(vni, *, multicast=True)"
+    )]
+    fn new(vni: Number, multicast: Flag) -> Result<Self> {
+        let tables = Tables::new(vni.vni()?, multicast.named("multicast")?);
         Ok(Self(ArcSwap::from_pointee(tables)))
     }
 

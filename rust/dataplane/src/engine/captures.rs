@@ -1,11 +1,12 @@
 //! The control side of captures, and of the memory of drops: orders to the workers.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::channel;
 use std::sync::Arc;
 
 use super::worker::Order;
 use super::{Capture, CaptureConfig, DroppedFrame, Engine, EngineError};
+use crate::sys::socket::is_kind;
 
 /// Captures that may run at once.
 pub const MAX_CAPTURES: usize = 16;
@@ -19,14 +20,19 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`EngineError::Invalid`] if [`MAX_CAPTURES`] run, [`EngineError::Closed`]. The socket is
-    /// closed.
+    /// [`EngineError::Invalid`] if it is of another kind or [`MAX_CAPTURES`] run,
+    /// [`EngineError::Closed`]. The socket is closed.
     pub fn begin_capture(
         &self,
         config: CaptureConfig,
         socket: OwnedFd,
     ) -> Result<u64, EngineError> {
         let mut control = self.open()?;
+        if !is_kind(socket.as_fd(), libc::SOCK_SEQPACKET) {
+            return Err(EngineError::Invalid(
+                "a capture needs a socket that keeps messages apart: SOCK_SEQPACKET".into(),
+            ));
+        }
         control
             .captures
             .retain(|_, socket| socket.strong_count() > 0);

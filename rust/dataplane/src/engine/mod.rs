@@ -46,7 +46,7 @@ pub use vteps::VtepStats;
 pub use watch::{Capture, CaptureConfig};
 
 use crate::io::{can_segment, check_mtu, ReceiveDrops, TapQueue, UdpUnderlay};
-use crate::sys::clock;
+use crate::sys::{clock, socket};
 use crate::table::{check_address, TableError, Tables};
 use crate::wire::{MacAddr, Vni};
 use crate::DropReason;
@@ -574,6 +574,11 @@ fn inspect(
     let mut checked = Vec::with_capacity(underlay.len());
     let mut first = None;
     for (index, descriptor) in underlay.into_iter().enumerate() {
+        if !socket::is_kind(descriptor.as_fd(), libc::SOCK_DGRAM) {
+            return Err(EngineError::Invalid(format!(
+                "underlay socket {index} is no UDP socket"
+            )));
+        }
         let socket = UdpSocket::from(descriptor);
         let address = socket
             .local_addr()

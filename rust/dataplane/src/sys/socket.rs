@@ -134,6 +134,24 @@ pub fn set_option(
     Ok(())
 }
 
+/// Whether a descriptor is a socket of this kind (SOCK_*).
+#[must_use]
+pub fn is_kind(descriptor: BorrowedFd<'_>, kind: libc::c_int) -> bool {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: The kernel writes at most `len` bytes to `value`; both are valid during the call.
+    let asked = unsafe {
+        libc::getsockopt(
+            descriptor.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_TYPE,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    asked == 0 && value == kind
+}
+
 /// Sends one datagram.
 ///
 /// # Errors
