@@ -186,12 +186,29 @@ fn open_inside(
     mtu_bytes: u32,
     wanted: TapOffloads,
 ) -> Result<Vec<OwnedFd>, OpenError> {
-    sys::tap::enter_netns(netns).map_err(OpenError::system("entering the network namespace"))?;
+    // To enter one's own takes CAP_SYS_ADMIN as well, and is of no use.
+    if !sys::tap::is_inside(netns) {
+        sys::tap::enter_netns(netns).map_err(|error| {
+            let why = match error.raw_os_error() {
+                Some(libc::EPERM) => " (needs CAP_SYS_ADMIN)",
+                Some(libc::EINVAL) => " (it is none)",
+                _ => "",
+            };
+            let what = format!("entering the network namespace{why}");
+            OpenError::system(what)(error)
+        })?;
+    }
     let mut opened = Vec::with_capacity(queues);
     for index in 0..queues {
-        let what = format!("opening queue {index} of TAP {name:?}");
-        let queue = sys::tap::open_queue(name).map_err(OpenError::system(what))?;
-        opened.push(OwnedFd::from(queue));
+        let driver = sys::tap::open_driver();
+        let what = "opening /dev/net/tun (of the kernel's module tun)";
+        let driver = driver.map_err(OpenError::system(what))?;
+        sys::tap::ensure_queue(&driver, name).map_err(|error| {
+            let why = refusal(&error);
+            let what = format!("opening queue {index} of TAP {name:?}{why}");
+            OpenError::system(what)(error)
+        })?;
+        opened.push(OwnedFd::from(driver));
     }
     ensure_offloads(opened[0].as_fd(), wanted)
         .map_err(OpenError::system(format!("offloads of TAP {name:?}")))?;
@@ -200,6 +217,19 @@ fn open_inside(
     let what = format!("queue length of TAP {name:?}");
     sys::tap::set_queue_len(name, QUEUE_LEN).map_err(OpenError::system(what))?;
     Ok(opened)
+}
+
+/// What the kernel means by the error of [`sys::tap::ensure_queue`], where that does not say it.
+fn refusal(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => " (needs CAP_NET_ADMIN)",
+        Some(libc::EINVAL) => {
+            " (the name is kept by the kernel, or an interface has it that is no TAP of several \
+             queues: choose another, or delete that one)"
+        }
+        Some(libc::E2BIG) => " (a TAP has at most 256, those that others hold counted in)",
+        _ => "",
+    }
 }
 
 /// Asks the TAP behind a queue, and so behind all of its queues, for offloads; gives those that it

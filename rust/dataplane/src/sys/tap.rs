@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use super::{check, socket};
 
@@ -23,24 +23,45 @@ pub fn enter_netns(netns: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens one more queue of the TAP `name` in the calling thread's namespace, or creates the TAP.
+/// Whether the calling thread is in this network namespace; false, too, if /proc does not tell.
+#[must_use]
+pub fn is_inside(netns: BorrowedFd<'_>) -> bool {
+    let own = std::fs::metadata("/proc/thread-self/ns/net");
+    let given = netns
+        .try_clone_to_owned()
+        .and_then(|netns| File::from(netns).metadata());
+    match (own, given) {
+        (Ok(own), Ok(given)) => (own.dev(), own.ino()) == (given.dev(), given.ino()),
+        _ => false,
+    }
+}
+
+/// Opens the driver: a queue of no TAP yet.
+///
+/// # Errors
+///
+/// ENOENT or ENODEV without the kernel's module, EACCES.
+pub fn open_driver() -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")
+}
+
+/// Makes it one more queue of the TAP `name` in the calling thread's namespace, or creates the TAP.
 ///
 /// `name` has 1 to 15 bytes.
 ///
 /// # Errors
 ///
-/// EPERM, EBUSY, EINVAL if a device of that name is another kind, E2BIG after 256 queues.
-pub fn open_queue(name: &str) -> io::Result<File> {
-    let queue = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open("/dev/net/tun")?;
+/// EPERM, EINVAL if a device of that name is another kind, E2BIG after 256 queues.
+pub fn ensure_queue(driver: &File, name: &str) -> io::Result<()> {
     let mut request = interface_request(name)?;
     request.ifr_ifru.ifru_flags = FLAGS as libc::c_short;
     // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is.
-    check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
-    Ok(queue)
+    check(unsafe { libc::ioctl(driver.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(())
 }
 
 /// Asks the TAP behind `queue` to hand out frames with these offloads (TUN_F_*) still to be done.
