@@ -69,12 +69,20 @@ def judge(case: Case) -> Verdict:
 def findings(case: Case) -> Iterator[Finding]:
     """What is not as it should be on both sides, from A to B."""
     yield from _of_side(case, case.a, case.b)
+    if _ports_apart(case):
+        yield words.ports_apart(case.a, case.b)
     yield from reversed(tuple(_of_side(case, case.b, case.a)))
     if _narrow(case.a) and not any(one.code == "eth_mtu" for one in _of_side(case, case.a, case.b)):
         yield words.narrow(case.a, case.b)
     resolution = case.a.facts.resolution if case.a.facts else None
     if resolution and (resolution.problem or case.b.address not in resolution.addresses):
         yield words.unresolved(case.a, resolution, case.b.address)
+
+
+def _ports_apart(case: Case) -> bool:
+    """Whether each host sends to another UDP port than the other listens at."""
+    held, other = case.a.facts, case.b.facts
+    return bool(held and other and not case.local and held.port != other.port)
 
 
 def _of_side(case: Case, side: Side, other: Side) -> Iterator[Finding]:

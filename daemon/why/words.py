@@ -253,6 +253,20 @@ def vteps_apart(side: Side, other: Side, vtep: str) -> Finding:
     )
 
 
+def ports_apart(side: Side, other: Side) -> Finding:
+    """The hosts have the tunnels at different UDP ports."""
+    here, there = _facts(side), _facts(other)
+    setting = "kernel_port" if here.datapath == KERNEL else "port"
+    return Finding(
+        "port_differs",
+        other,
+        facts.TABLES,
+        f"the {_carrier(side)} on {side.host} has UDP port {here.port}, the {_carrier(other)} on "
+        f"{other.host} {there.port}: neither hears the other",
+        f"on {side.host} or {other.host}: start the daemon with the same {setting}",
+    )
+
+
 def fdb(side: Side, other: Side, entry: Entry, vtep: str) -> Finding:
     """The data plane sends frames for the other endpoint elsewhere, or nowhere."""
     has = f"sends them to {entry.found}" if entry.found else "has no entry"

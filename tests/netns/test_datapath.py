@@ -208,3 +208,18 @@ def test_ipv6_underlay() -> None:
 def test_bad_options_are_refused(two_hosts: World, options: tuple[str, ...], named: str) -> None:
     words = [word for option in options for word in ("--opt", option)]
     assert named in two_hosts[1].refused("network", "create", *words, "ov_bad")
+def test_hosts_with_different_ports_are_told_apart() -> None:
+    with world("pd", 2, start=False) as made:
+        made[1].start(wait=False)
+        made[2].start("--kernel-port", 8473, wait=False)
+        for host in made.hosts:
+            host.wait()
+        made[1].cli("network", "create", *KERNEL, "ov_apart")
+        ends = [host.container() for host in made.hosts]
+        for number, end in enumerate(ends, 1):
+            end.attach("ov_apart", "--name", f"bbox{number}")
+        said = made[1].cli_try("why", "bbox1", "bbox2").stdout
+        assert "on h1 has UDP port 8472, the kernel's vxlan device on h2 8473" in said
+        assert "the same kernel_port" in said
+
+

@@ -152,6 +152,7 @@ def test_drops_of_the_forwarder_say_why(drops: tuple[str, ...], code: str, text:
         ({"fdb": Entry("02:02", "", "198.18.0.2")}, {}, "fdb_missing", "h1 has no entry"),
         ({"fdb": Entry("02:02", "198.18.0.9", "198.18.0.9")}, {}, "vtep_wrong", "198.18.0.9"),
         ({"vtep": "fd98::1"}, {}, "vtep_wrong", "h1 has VTEP fd98::1 and h2 198.18.0.2: no tunnel"),
+        ({}, {"port": 4790}, "port_differs", "h1 has UDP port 4789, the forwarder on h2 4790"),
         ({"peer_vtep": "198.18.0.9"}, {}, "vtep_wrong", "takes 198.18.0.9 for the VTEP of h2"),
         ({}, {"vtep_link": ""}, "vtep_wrong", "no interface of it has that address"),
         ({}, {"sandbox": ""}, "not_attached", "h2, and that host has not attached it"),
@@ -170,6 +171,14 @@ def test_what_is_wrong_on_a_host_says_why(
     said = verdict("", "", a=a, b=b)
     assert said.code == code, said.text
     assert text in said.text
+
+
+def test_another_port_explains_what_looks_like_a_rule() -> None:
+    kernel = {"datapath": "kernel", "port": 8472}
+    said = verdict(THERE, "underlay:request", a=kernel, b={**kernel, "port": 8473})
+    assert said.code == "port_differs"
+    assert "the kernel's vxlan device on h2 8473" in said.text
+    assert "the same kernel_port" in said.remedy
 
 
 def test_what_is_wrong_where_the_frame_ended_counts_first() -> None:
