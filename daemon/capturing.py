@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pyvxlan._dataplane import MAX_SNAP_BYTES
-from pyvxlan.daemon.dataplane import CaptureRequest, Dataplane, DroppedFrame
+from pyvxlan.daemon.dataplane import KERNEL, CaptureRequest, Dataplane, DroppedFrame
+from pyvxlan.daemon.desired import datapath_of
 from pyvxlan.daemon.documents import Document
 from pyvxlan.daemon.errors import (
     ConflictError,
@@ -146,10 +147,19 @@ class Capturing:
             self._running.discard(stop)
 
     async def drops(self, host: Host, network_ref: str = "") -> list[Document]:
-        """Gives a host's last dropped frames, the oldest first, as the API shows them."""
-        wanted = (await self._finder.find_network(network_ref)).vni if network_ref else None
+        """Gives a host's last dropped frames, the oldest first, as the API shows them.
+
+        Raises:
+            InvalidError: The network's frames do not pass the forwarder, which remembers them.
+        """
+        network = await self._finder.find_network(network_ref) if network_ref else None
+        if network and datapath_of(network.options) == KERNEL:
+            raise InvalidError(
+                f"network {network.name} is on datapath=kernel: the kernel counts what it drops "
+                f"(pyvxlan status), and remembers none of it"
+            )
         found: list[Document] = await self._peers.ask(host.id, "drops", {})
-        return [drop for drop in found if wanted in {None, drop["vni"]}]
+        return [drop for drop in found if network is None or drop["vni"] == network.vni]
 
     def end_all(self) -> None:
         """Lets every capture come to its end."""

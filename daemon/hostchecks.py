@@ -211,25 +211,33 @@ def _our_pids(host: Host) -> set[int]:
 def check_firewall(host: Host) -> Finding:
     """Whether rules let datagrams of other hosts in, and containers out."""
     underlay = host.underlay["ifname"] if host.underlay else ""
-    inward = Datagram(firewall.PROTOCOLS["udp"], host.settings.port, underlay)
+    ports = [host.settings.port]
+    if has_kernel_networks(host):
+        ports.append(host.settings.kernel_port)
     outward = Datagram(firewall.PROTOCOLS["tcp"], 443, GATEWAY_BRIDGE)
     there = any(link["ifname"] == GATEWAY_BRIDGE for link in host.links)
     listed = run("nft", "-j", "list", "ruleset"), run("iptables-save"), run("ip6tables-save")
     if listed == (None, None, None):
         text = "rules can't be read: run it as root, and install nftables or iptables"
         return Finding("warning", "firewall", text)
+    inward = {
+        port: firewall.blockers(
+            _rulesets(listed, Datagram(firewall.PROTOCOLS["udp"], port, underlay)), "input"
+        )
+        for port in ports
+    }
     return firewall_of(
-        firewall.blockers(_rulesets(listed, inward), "input"),
-        firewall.blockers(_rulesets(listed, outward), "forward") if there else [],
-        host.settings.port,
+        inward, firewall.blockers(_rulesets(listed, outward), "forward") if there else []
     )
 
 
-def firewall_of(inward: Sequence[str], outward: Sequence[str], port: int) -> Finding:
-    """Judges what drops datagrams of other hosts, and frames on their way out."""
-    if inward:
+def firewall_of(inward: Mapping[int, Sequence[str]], outward: Sequence[str]) -> Finding:
+    """Judges what drops datagrams of other hosts, by UDP port, and frames on their way out."""
+    for port, blockers in inward.items():
+        if not blockers:
+            continue
         text = (
-            f"UDP port {port} is closed by {inward[0]}: open it to the other hosts, such as with "
+            f"UDP port {port} is closed by {blockers[0]}: open it to the other hosts, such as with "
             f"iptables -I INPUT -p udp --dport {port} -j ACCEPT, or nft insert rule ... udp dport "
             f"{port} accept"
         )
@@ -240,7 +248,8 @@ def firewall_of(inward: Sequence[str], outward: Sequence[str], port: int) -> Fin
             f"it through: iptables -I FORWARD -i {GATEWAY_BRIDGE} -j ACCEPT, and the same with -o"
         )
         return Finding("warning", "firewall", text)
-    return Finding("ok", "firewall", f"no rule is seen that closes UDP port {port}")
+    open_ports = " or ".join(map(str, inward))
+    return Finding("ok", "firewall", f"no rule is seen that closes UDP port {open_ports}")
 
 
 def _rulesets(
@@ -261,11 +270,16 @@ def check_checksums(host: Host) -> Finding:
     device = ""
     if host.underlay:
         device = _driver(host.underlay["ifname"])
-    kernel = any(
-        network["options"].get("datapath") == "kernel" for network in host.listed("networks")
-    )
+    kernel = has_kernel_networks(host)
     link = host.underlay["ifname"] if host.underlay else "the underlay's interface"
     return checksums_of(wrong, right, device if kernel else "", link)
+
+
+def has_kernel_networks(host: Host) -> bool:
+    """Whether any network's frames go by a vxlan device of the kernel."""
+    return any(
+        network["options"].get("datapath") == "kernel" for network in host.listed("networks")
+    )
 
 
 def checksums_of(wrong: int, right: int, driver: str, link: str) -> Finding:

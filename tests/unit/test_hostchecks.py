@@ -122,13 +122,15 @@ def test_leftovers() -> None:
 @pytest.mark.parametrize(
     ("inward", "outward", "level", "told"),
     [
-        ([], [], "ok", "4789"),
-        (["policy of chain INPUT"], ["x"], "error", "closed by policy of chain INPUT"),
-        ([], ["policy of chain FORWARD"], "warning", "no way out"),
+        ({4789: []}, [], "ok", "4789"),
+        ({4789: [], 8472: []}, [], "ok", "closes UDP port 4789 or 8472"),
+        ({4789: ["policy of chain INPUT"]}, ["x"], "error", "closed by policy of chain INPUT"),
+        ({4789: [], 8472: ["a rule"]}, [], "error", "UDP port 8472 is closed by a rule"),
+        ({4789: []}, ["policy of chain FORWARD"], "warning", "no way out"),
     ],
 )
-def test_firewall(inward: list[str], outward: list[str], level: str, told: str) -> None:
-    found = hostchecks.firewall_of(inward, outward, 4789)
+def test_firewall(inward: dict[int, list[str]], outward: list[str], level: str, told: str) -> None:
+    found = hostchecks.firewall_of(inward, outward)
     assert (found.level, told in found.text) == (level, True)
 
 
