@@ -139,7 +139,10 @@ class KernelDataplane:
     def _tables(self, port: PortConfig, state: VxlanState | None) -> NetworkTables:
         if state is None:
             return NetworkTables(port, port_alive=False)
-        flood = state.flood if port.multicast else self._flood.get(port.vni, ())
+        flood = state.flood
+        if not port.multicast:
+            # What is there nevertheless is no list that anybody can want.
+            flood = ("",) if flood else self._flood.get(port.vni, ())
         return NetworkTables(port, state.fdb, state.neighbours, flood)
 
     async def _read(self, port: PortConfig) -> VxlanState | None:

@@ -40,6 +40,7 @@ from pyvxlan.daemon.net.netlink import Attributes, Netlink, attributes, body, nu
 from pyvxlan.daemon.net.values import Carried, Link, Route
 
 IFF_UP = 1
+IFF_RUNNING = 1 << 6
 IFF_NOARP = 1 << 7
 IFF_MULTICAST = 1 << 12
 IFA_F_NODAD = 0x02
@@ -62,7 +63,20 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _IFLA_INFO_SLAVE_DATA = 1, 2, 5
 _BRIDGE_OFF = {5: "stp_state", 1: "forward_delay", 23: "mcast_snooping"}
 """Settings that are zero on our bridges, by number (IFLA_BR_...), in the order in which the kernel
 takes them: with STP on it refuses a delay of zero."""
+_IFLA_INFO_SLAVE_KIND = 4
 _IFLA_BRPORT_LEARNING, _IFLA_BRPORT_ISOLATED = 8, 33
+_IFLA_BRPORT_STATE, _IFLA_BRPORT_UNICAST_FLOOD = 1, 9
+_PORT = {
+    _IFLA_BRPORT_STATE: ("state", 3),  # BR_STATE_FORWARDING
+    4: ("mode", 0),  # hairpin
+    _IFLA_BRPORT_UNICAST_FLOOD: ("unicast_flood", 1),
+    10: ("proxyarp", 0),
+    27: ("mcast_flood", 1),
+    30: ("bcast_flood", 1),
+    32: ("neigh_suppress", 0),
+    39: ("locked", 0),
+}
+"""What ports of our bridges are set to, by number (IFLA_BRPORT_...): how Linux makes them."""
 _IFLA_INET6_CONF, _DEVCONF_DISABLE_IPV6 = 2, 26
 _IPV6_OFF = {3: "accept_ra", 5: "autoconf"}
 """Settings that are zero on our links with IPv6, by number (DEVCONF_... of linux/ipv6.h)."""
@@ -209,7 +223,8 @@ def shape(
 ) -> None:
     """Gives a link its MAC, MTU and master, and the port its stations; what is right stays.
 
-    A bridge has no STP, no forward delay and no multicast snooping.
+    A bridge has no STP, no forward delay and no multicast snooping, and its ports are set as Linux
+    makes them.
 
     Raises:
         OSError: EXFULL if the master has all the ports that a bridge can have.
@@ -227,6 +242,11 @@ def shape(
     if master:
         _set(netlink, index, [("IFLA_MASTER", master)])
         port: list[tuple[str, object]] = [("IFLA_BRPORT_ISOLATED", int(link.isolated))]
+        port += [
+            (f"IFLA_BRPORT_{name.upper()}", right)
+            for name, right in _PORT.values()
+            if f"port_{name}" in found.link.odd
+        ]
         if link.stations:
             # Whoever learns believes every sender, also one that takes another's MAC.
             port += [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_FLUSH", None)]
@@ -365,6 +385,8 @@ def _read_link(answer: bytes) -> tuple[int, str, int, KernelLink]:
         odd |= {
             name for key, name in _BRIDGE_OFF.items() if key in settings and number(settings[key])
         }
+    if _IFLA_INFO_SLAVE_KIND in info and text(info[_IFLA_INFO_SLAVE_KIND]) == "bridge":
+        odd |= _odd_port(kind, flags, port)
     if flags & IFF_NOARP:
         odd.add("noarp")
     if not flags & IFF_MULTICAST:
@@ -390,6 +412,20 @@ def _read_link(answer: bytes) -> tuple[int, str, int, KernelLink]:
             learning=_IFLA_BRPORT_LEARNING in port and bool(number(port[_IFLA_BRPORT_LEARNING])),
         ),
     )
+
+
+def _odd_port(kind: str, flags: int, port: Attributes) -> set[str]:
+    """Names what a bridge's port is not set to as Linux makes it."""
+    left = set()
+    if not flags & IFF_RUNNING:
+        left.add(_IFLA_BRPORT_STATE)  # the bridge has disabled it, and enables it again by itself
+    if kind == "vxlan":
+        left.add(_IFLA_BRPORT_UNICAST_FLOOD)  # `vxlan` sees to it
+    return {
+        f"port_{name}"
+        for key, (name, right) in _PORT.items()
+        if key not in left and key in port and number(port[key]) != right
+    }
 
 
 def _ipv6_settings(found: Attributes) -> dict[int, int]:

@@ -69,8 +69,9 @@ class Vxlan:
 class VxlanState:
     """What a vxlan device holds: MACs and flood list by VTEP, neighbours, and its counters.
 
-    `fdb` has the MACs that both the device and the bridge know, and none while the bridge's port
-    is not set as it should be: so whatever is amiss with one entry shows as that entry missing.
+    `fdb` has the MACs that the device or the bridge knows. The VTEP is empty unless both do, the
+    entry takes the device's port and VNI, and the bridge's port is set as it should be: so whatever
+    is amiss shows as an entry that is not as wanted.
     """
 
     fdb: Mapping[bytes, str]

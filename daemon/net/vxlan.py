@@ -38,6 +38,8 @@ SOURCE_PORTS = (49152, 65535)
 """RFC 7348, section 5, as the forwarder does it."""
 BATCH = 128
 """Requests in flight: their acknowledgements must fit into the socket's buffer."""
+ASTRAY = ""
+"""Stands for the VTEP of an entry that is not whole, or leads elsewhere."""
 EVERYONE = bytes(6)
 """The MAC under which a device keeps the VTEPs that get broadcast and multicast."""
 
@@ -45,9 +47,13 @@ EVERYONE = bytes(6)
 _IFLA_LINKINFO, _IFLA_STATS64 = 18, 23
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_DATA = 1, 2, 5
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PROXY = 1, 4, 7, 11
-_VXLAN_PORT, _VXLAN_LOCAL6 = 15, 17
+_VXLAN_PORT, _VXLAN_LOCAL6, _VXLAN_UDP_CSUM = 15, 17, 18
+_VXLAN_UNSET = (2, 16, 3, 5, 6, 28, 29)
+"""Remote of IPv4 and IPv6, link, TTL, TOS, inherited TTL, DF: zero, or not there."""
 _BRPORT_LEARNING, _BRPORT_UNICAST_FLOOD = 8, 9
 _NDA_DST, _NDA_LLADDR, _NDA_MASTER = 1, 2, 9
+_NDA_ELSEWHERE = (6, 7, 8, 13)
+"""Port, VNI, interface and next hop: none, where an entry takes those of the device."""
 _LINK_BYTES = 16
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -76,6 +82,8 @@ def ensure(home: int, netns: int, name: str, wanted: Vxlan) -> None:
             links.delete(netlink, found.index)
             found = None
     if found is None:
+        with namespaces.entered(netns) as netlink:
+            _delete_doubles(netlink, wanted)
         with namespaces.entered(home) as netlink:
             _create(netlink, netns, name, wanted)
     with namespaces.entered(netns) as netlink:
@@ -104,7 +112,10 @@ def read(netns: int, name: str, wanted: Vxlan) -> VxlanState | None:
         own, bridged, flood = _read_fdb(netlink, found.index)
         whole = _port_is_quiet(link)
         return VxlanState(
-            fdb={mac: vtep for mac, vtep in own.items() if whole and mac in bridged},
+            fdb={
+                mac: own.get(mac, ASTRAY) if whole and mac in bridged else ASTRAY
+                for mac in own.keys() | bridged
+            },
             neighbours=dict(_read_neighbours(netlink, found.index)),
             flood=tuple(sorted(flood)),
             counters=_read_counters(link),
@@ -129,9 +140,9 @@ def change(
         if found is None:
             raise NetError(f"{name} is missing in the overlay namespace; it is made again")
         index = found.index
-        links.set_port(
-            netlink, index, [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_UNICAST_FLOOD", 0)]
-        )
+        if not _port_is_quiet(_link(netlink, name)):
+            settings = [("IFLA_BRPORT_LEARNING", 0), ("IFLA_BRPORT_UNICAST_FLOOD", 0)]
+            links.set_port(netlink, index, [*settings, ("IFLA_BRPORT_FLUSH", None)])
         _send(netlink, _removed(index, remove), absent=True)
         _send(netlink, _added(index, add))
         if neighbours is not None:
@@ -148,6 +159,9 @@ def change(
             )
         if flood is not None:
             listed, wanted = set(_read_fdb(netlink, index)[2]), set(flood)
+            if ASTRAY in listed:
+                _send(netlink, [_unflooded(index)], absent=True)
+                listed = set()
             gone = sorted(listed - wanted)
             _send(netlink, (_flooded(index, vtep, RTM_DELNEIGH, 0) for vtep in gone), absent=True)
             flags = NLM_F_CREATE | NLM_F_APPEND
@@ -160,6 +174,16 @@ def remove(netns: int, name: str) -> None:
     with namespaces.entered(netns) as netlink:
         found = links.find(netlink, name)
         if found is not None and found.kind == "vxlan":
+            links.delete(netlink, found.index)
+
+
+def _delete_doubles(netlink: Netlink, wanted: Vxlan) -> None:
+    """Deletes a device that has the VNI under another name: there can be no second one."""
+    for name, found in links.read_links(netlink).items():
+        if found.kind != "vxlan":
+            continue
+        data = _info(_link(netlink, name), _INFO_DATA)
+        if (number(data[_VXLAN_ID]), _udp_port(data)) == (wanted.vni, wanted.port):
             links.delete(netlink, found.index)
 
 
@@ -197,7 +221,8 @@ def _create(netlink: Netlink, netns: int, name: str, wanted: Vxlan) -> None:
         if error.errno == errno.EEXIST:
             raise NetError(
                 f"VNI {wanted.vni} on UDP port {wanted.port} belongs to another vxlan device of "
-                "this host: remove that one (ip -d link show type vxlan), or choose another --vni"
+                "this host: remove that one (ip -d link show type vxlan, here and in each network "
+                "namespace), or choose another --vni"
             ) from error
         raise
 
@@ -227,12 +252,18 @@ def _is(link: Attributes, wanted: Vxlan) -> bool:
     local = data.get(_VXLAN_LOCAL if wanted.local.version == 4 else _VXLAN_LOCAL6)
     return (
         number(data[_VXLAN_ID]) == wanted.vni
-        and int.from_bytes(data[_VXLAN_PORT], "big") == wanted.port
+        and _udp_port(data) == wanted.port
         and local is not None
         and bytes(local) == wanted.local.packed
         and not number(data[_VXLAN_LEARNING])
         and bool(number(data[_VXLAN_PROXY]))
+        and bool(number(data[_VXLAN_UDP_CSUM])) == wanted.checksum
+        and not any(any(data.get(setting, b"")) for setting in _VXLAN_UNSET)
     )
+
+
+def _udp_port(data: Attributes) -> int:
+    return int.from_bytes(data[_VXLAN_PORT], "big")
 
 
 def _port_is_quiet(link: Attributes) -> bool:
@@ -260,7 +291,10 @@ def _read_counters(link: Attributes) -> dict[str, int]:
 
 
 def _read_fdb(netlink: Netlink, index: int) -> tuple[dict[bytes, str], set[bytes], list[str]]:
-    """MACs by VTEP that the device knows, MACs that its bridge knows there, and the flood list."""
+    """MACs by VTEP that the device knows, MACs that its bridge knows there, and the flood list.
+
+    What does not go to a VTEP's port and the network's VNI is `ASTRAY`, as is a MAC with several.
+    """
     own: dict[bytes, str] = {}
     bridged: set[bytes] = set()
     flood: list[str] = []
@@ -270,15 +304,21 @@ def _read_fdb(netlink: Netlink, index: int) -> tuple[dict[bytes, str], set[bytes
             continue
         fields = attributes(answer, _NEIGHBOUR.size)
         mac = bytes(fields.get(_NDA_LLADDR, b""))
-        if _NDA_DST in fields:
-            vtep = str(ipaddress.ip_address(bytes(fields[_NDA_DST])))
+        if _NDA_DST in fields or any(elsewhere in fields for elsewhere in _NDA_ELSEWHERE):
+            vtep = _vtep(fields)
             if mac == EVERYONE:
                 flood.append(vtep)
             else:
-                own[mac] = vtep
+                own[mac] = ASTRAY if mac in own else vtep
         elif _NDA_MASTER in fields and state & NUD_NOARP:
             bridged.add(mac)
     return own, bridged, flood
+
+
+def _vtep(fields: Attributes) -> str:
+    if _NDA_DST not in fields or any(elsewhere in fields for elsewhere in _NDA_ELSEWHERE):
+        return ASTRAY
+    return str(ipaddress.ip_address(bytes(fields[_NDA_DST])))
 
 
 def _read_neighbours(netlink: Netlink, index: int) -> Iterator[tuple[str, bytes]]:
@@ -308,6 +348,12 @@ def _removed(index: int, macs: Iterable[bytes]) -> Iterator[_Request]:
 def _flooded(index: int, vtep: str, kind: int, flags: int) -> _Request:
     where = (_NDA_DST, ip_address(vtep).packed)
     return _entry(index, NUD_PERMANENT, NTF_SELF, (_NDA_LLADDR, EVERYONE), where), kind, flags
+
+
+def _unflooded(index: int) -> _Request:
+    """Takes the whole flood list away."""
+    entry = _entry(index, NUD_PERMANENT, NTF_SELF, (_NDA_LLADDR, EVERYONE))
+    return entry, RTM_DELNEIGH, 0
 
 
 def _neighbour(index: int, address: str, mac: bytes | None = None) -> _Request:

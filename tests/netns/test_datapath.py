@@ -22,6 +22,8 @@ from tests.netns.world import Container, World, eventually, inside, socket_in, w
 
 pytestmark = pytest.mark.root
 KERNEL = ("--opt", "datapath=kernel")
+EVERYONE, GROUP, STRAY = "00:00:00:00:00:00", "01:00:5e:01:01:01", "02:42:0a:63:63:63"
+TO_THE_OTHER = ("dev", "vxlan0", "self", "dst", "198.18.0.2")
 
 
 @dataclass
@@ -118,9 +120,24 @@ def test_address_resolution_and_strangers_stay_off_the_wire(pair: Pair, tmp_path
         ("bridge", "fdb", "del", "{mac}", "dev", "vxlan0", "master"),
         ("bridge", "fdb", "replace", "{mac}", "dev", "vxlan0", "self", "dst", "198.18.0.77"),
         ("ip", "neigh", "flush", "dev", "vxlan0", "nud", "permanent"),
-        ("bridge", "fdb", "del", "00:00:00:00:00:00", "dev", "vxlan0", "dst", "198.18.0.2"),
+        ("bridge", "fdb", "del", EVERYONE, "dev", "vxlan0", "dst", "198.18.0.2"),
+        # What nobody wants there, or what leads elsewhere.
+        ("bridge", "fdb", "add", STRAY, "dev", "vxlan0", "self", "dst", "198.18.0.77"),
+        ("bridge", "fdb", "add", STRAY, "dev", "vxlan0", "master", "static"),
+        ("bridge", "fdb", "append", GROUP, "dev", "vxlan0", "dst", "198.18.0.77"),
+        ("bridge", "fdb", "append", EVERYONE, "dev", "vxlan0", "dst", "198.18.0.77"),
+        ("bridge", "fdb", "append", EVERYONE, *TO_THE_OTHER, "port", "4789"),
+        ("bridge", "fdb", "replace", "{mac}", *TO_THE_OTHER, "port", "4789"),
+        ("bridge", "fdb", "replace", "{mac}", *TO_THE_OTHER, "vni", "77"),
+        ("ip", "neigh", "add", "10.0.99.9", "lladdr", STRAY, "dev", "vxlan0", "nud", "permanent"),
+        ("ip", "link", "set", "vxlan0", "type", "vxlan", "ttl", "1"),
+        ("ip", "link", "set", "vxlan0", "type", "vxlan", "remote", "198.18.0.77"),
+        # What the bridge does not do then.
+        ("bridge", "link", "set", "dev", "vxlan0", "bcast_flood", "off", "mcast_flood", "off"),
+        ("bridge", "link", "set", "dev", "vxlan0", "locked", "on"),
+        ("bridge", "link", "set", "dev", "vxlan0", "state", "0"),
     ],
-    ids=lambda words: " ".join(words[:4]).replace("/", "_"),
+    ids=lambda words: " ".join((*words[:4], *words[-2:])).replace("/", "_"),
 )
 def test_what_is_changed_by_hand_is_repaired_within_five_seconds(
     pair: Pair, damage: tuple[str, ...]
@@ -134,20 +151,74 @@ def test_what_is_changed_by_hand_is_repaired_within_five_seconds(
             ("ip", "neigh", "show", "dev", "vxlan0"),
             ("bridge", "-d", "link", "show", "dev", "vxlan0"),
         )
-        shown = [str(pair.vxlan().get("master"))]
+        link = pair.vxlan()
+        info = link.get("linkinfo") or {}
+        assert isinstance(info, dict)
+        shown = [str(link.get("master")), str(info.get("info_data"))]
         for command in words:
             shown += host.in_overlay(pair.id, *command, check=False).splitlines()
         # A new device has another MAC and another index.
         return sorted(
             line.split(":", 1)[-1] if "mtu" in line else line
             for line in shown
-            if "permanent" not in line or line.startswith("00:")
+            if "permanent" not in line or "dst" in line
         )
 
     before = seen()
     host.in_overlay(pair.id, *(word.format(mac=mac) for word in damage))
     assert seen() != before, "the damage shows"
-    eventually(lambda: seen() == before, what=f"{seen()} is {before} again")
+    eventually(lambda: seen() == before, what=f"it is {before} again")
+    pair.reaches()
+
+
+def test_device_under_another_name_makes_room(pair: Pair) -> None:
+    pair.world[1].in_overlay(
+        pair.id, "sh", "-c", "ip link set vxlan0 down && ip link set vxlan0 name lost0"
+    )
+    eventually(lambda: pair.containers[0].ping(pair.target, count=1), within_s=10, what="repair")
+    links = pair.world[1].in_overlay(pair.id, "ip", "-brief", "link")
+    assert ("vxlan0" in links, "lost0" in links) == (True, False)
+
+
+def test_outer_checksum_of_a_device_that_is_there_follows_the_setting() -> None:
+    with world("pk", 2) as made:
+        pair = Pair(made, "ov_sums")
+        host = made[1]
+
+        def shown() -> str:
+            return host.in_overlay(pair.id, "ip", "-d", "link", "show", "vxlan0")
+
+        assert " udpcsum " in shown()
+        host.stop()
+        host.start("--outer-checksum", "false")
+        eventually(lambda: " noudpcsum " in shown(), within_s=10, what="no checksum")
+        pair.reaches()
+        pair.close()
+
+
+def test_what_the_kernel_does_not_tell_is_said(pair: Pair) -> None:
+    host = pair.world[1]
+    assert "tcpdump -i vxlan0" in host.refused("capture", pair.name)
+    assert "remembers none" in host.refused("drops", pair.name)
+
+
+def test_closed_port_is_found(pair: Pair) -> None:
+    host = pair.world[2]
+    rules = """
+        table inet closed {
+            chain in { type filter hook input priority 0; udp dport 8472 drop; }
+        }
+    """
+    host.run("nft", rules)
+    try:
+        found = host.run(
+            host.programs / "pyvxlan", "--run-dir", host.run_dir, "doctor", check=False
+        )
+        assert "UDP port 8472 is closed by" in found.stdout
+        told = pair.world[1].cli_try("why", pair.containers[0].netns, pair.target).stdout
+        assert "8472" in told
+    finally:
+        host.run("nft", "delete", "table", "inet", "closed")
     pair.reaches()
 
 
@@ -165,11 +236,19 @@ def test_killed_forwarder_costs_running_flows_nothing(pair: Pair) -> None:
 def test_multicast_off_keeps_it_at_home(two_hosts: World) -> None:
     pair = Pair(two_hosts, "ov_quiet", (*KERNEL, "--opt", "multicast=off"))
     fdb = two_hosts[1].in_overlay(pair.id, "bridge", "fdb", "show", "dev", "vxlan0")
-    assert "00:00:00:00:00:00" not in fdb
+    assert EVERYONE not in fdb
     repairs = json.loads(two_hosts[1].cli("status", "--format", "json"))["reconcile"]["repairs"]
     time.sleep(4)
     after = json.loads(two_hosts[1].cli("status", "--format", "json"))["reconcile"]
     assert (after["repairs"], after["problems"]) == (repairs, [])
+    pair.world[1].in_overlay(pair.id, "bridge", "fdb", "append", EVERYONE, *TO_THE_OTHER)
+    eventually(
+        lambda: (
+            EVERYONE
+            not in pair.world[1].in_overlay(pair.id, "bridge", "fdb", "show", "dev", "vxlan0")
+        ),
+        what="it is at home again",
+    )
     pair.close()
 
 
@@ -182,6 +261,21 @@ def test_taken_port_is_said_with_the_remedy() -> None:
             said = host.refused("attach", "--network", "ov_taken", host.container().netns)
         assert "UDP port 8472 is taken" in said
         assert "--kernel-port" in said
+
+
+def test_hosts_with_different_ports_are_told_apart() -> None:
+    with world("pd", 2, start=False) as made:
+        made[1].start(wait=False)
+        made[2].start("--kernel-port", 8473, wait=False)
+        for host in made.hosts:
+            host.wait()
+        made[1].cli("network", "create", *KERNEL, "ov_apart")
+        ends = [host.container() for host in made.hosts]
+        for number, end in enumerate(ends, 1):
+            end.attach("ov_apart", "--name", f"bbox{number}")
+        said = made[1].cli_try("why", "bbox1", "bbox2").stdout
+        assert "on h1 has UDP port 8472, the kernel's vxlan device on h2 8473" in said
+        assert "the same kernel_port" in said
 
 
 def test_ipv6_underlay() -> None:
@@ -208,18 +302,3 @@ def test_ipv6_underlay() -> None:
 def test_bad_options_are_refused(two_hosts: World, options: tuple[str, ...], named: str) -> None:
     words = [word for option in options for word in ("--opt", option)]
     assert named in two_hosts[1].refused("network", "create", *words, "ov_bad")
-def test_hosts_with_different_ports_are_told_apart() -> None:
-    with world("pd", 2, start=False) as made:
-        made[1].start(wait=False)
-        made[2].start("--kernel-port", 8473, wait=False)
-        for host in made.hosts:
-            host.wait()
-        made[1].cli("network", "create", *KERNEL, "ov_apart")
-        ends = [host.container() for host in made.hosts]
-        for number, end in enumerate(ends, 1):
-            end.attach("ov_apart", "--name", f"bbox{number}")
-        said = made[1].cli_try("why", "bbox1", "bbox2").stdout
-        assert "on h1 has UDP port 8472, the kernel's vxlan device on h2 8473" in said
-        assert "the same kernel_port" in said
-
-

@@ -164,12 +164,18 @@ def unmount(pair: Pair) -> None:
         command("nsenter", "-t", host.daemon_pid(), "-m", *words)
 
 
+PORT = ("bridge", "link", "set", "dev")
 OVERLAY_DAMAGE: dict[str, Callable[[Pair], object]] = {
     "veth": lambda pair: in_overlay(pair, "ip", "link", "del", container_port(pair)),
     "br0": lambda pair: in_overlay(pair, "ip", "link", "del", "br0"),
     "vxlan0": lambda pair: in_overlay(pair, "ip", "link", "del", "vxlan0"),
     "link down": lambda pair: in_overlay(pair, "ip", "link", "set", "vxlan0", "down"),
     "mtu": lambda pair: in_overlay(pair, "ip", "link", "set", "vxlan0", "mtu", "900"),
+    "port state": lambda pair: in_overlay(pair, *PORT, "vxlan0", "state", "0"),
+    "port locked": lambda pair: in_overlay(pair, *PORT, "vxlan0", "locked", "on"),
+    "floods": lambda pair: in_overlay(
+        pair, *PORT, container_port(pair), "flood", "off", "bcast_flood", "off", "state", "0"
+    ),
     "netns file": unmount,
 }
 OTHER_DAMAGE: dict[str, Callable[[Pair], object]] = {
