@@ -343,6 +343,20 @@ fn only_listed_vteps_are_answered_and_only_so_often() {
 }
 
 #[test]
+fn a_batch_has_room_for_so_many_probes_and_the_rest_is_counted() {
+    let (a, b) = pair();
+    let mut side = Side::new(a).probes(b, 10 * SECOND);
+    let stranger = IpAddr::from(Ipv4Addr::new(198, 18, 0, 9));
+    let probe = datagram(&request(1, MIN_LEN));
+    side.underlay
+        .inject(stranger, &probe.repeat(300), probe.len());
+    assert_eq!(side.lane.ingress_round(|_| ()), Round::Moved);
+    side.lane.probe_round(SECOND);
+    assert_eq!(side.drops(DropReason::ProbeStranger), 256);
+    assert_eq!(side.drops(DropReason::ProbeRate), 44);
+}
+
+#[test]
 fn an_answer_that_was_not_asked_for_changes_nothing() {
     let (a, b) = pair();
     let mut side = Side::new(a).probes(b, 0);
