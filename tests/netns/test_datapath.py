@@ -278,6 +278,12 @@ def test_hosts_with_different_ports_are_told_apart() -> None:
         assert "the same kernel_port" in said
 
 
+def test_network_made_anew_on_the_other_datapath_works_at_once(two_hosts: World) -> None:
+    same = ("--vni", "777", "--subnet", "10.99.0.0/24")
+    for options in ((), KERNEL, (), KERNEL):
+        Pair(two_hosts, "ov_switched", (*options, *same)).close()
+
+
 def test_ipv6_underlay() -> None:
     with world("p6", 2, start=False) as made:
         for host in made.hosts:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,35 @@ def test_interface_that_vanishes_is_an_event_and_can_be_attached_anew(netns: str
             assert len(engine.dump(7).fdb) == 1
 
     asyncio.run(body())
+
+
+def test_two_programs_carry_frames_as_the_document_says(netns: str) -> None:
+    other = f"{netns}o"
+    command("ip", "netns", "add", other)
+    hosts = (netns, other)
+    macs = ("02:42:0a:00:00:02", "02:42:0a:00:00:03")
+    try:
+        cable = ("type", "veth", "peer", "name", "under0", "netns", other)
+        command("ip", "-n", netns, "link", "add", "under0", *cable)
+        for number, host in enumerate(hosts, 1):
+            command("ip", "-n", host, "addr", "add", f"198.18.0.{number}/24", "dev", "under0")
+            command("ip", "-n", host, "link", "set", "under0", "up")
+        with ExitStack() as stack:
+            for number, host in enumerate(hosts, 1):
+                own, far = macs[number - 1], macs[2 - number]
+                vtep = f"198.18.0.{number}"
+                sockets = inside(host, partial(pyvxlan.open_underlay, vtep, workers=2))
+                engine = stack.enter_context(pyvxlan.Engine(sockets, workers=2))
+                engine.attach(42, open_tap(path(host), queues=2), mtu_bytes=1450)
+                engine.apply(42, {far: f"198.18.0.{3 - number}"})
+                engine.set_neighbours(42, {f"10.0.0.{3 - number}": far})
+                command("ip", "-n", host, "addr", "add", f"10.0.0.{number}/24", "dev", "vxlan0")
+                command("ip", "-n", host, "link", "set", "vxlan0", "address", own, "up")
+            ping = ("ping", "-n", "-c", "3", "-i", "0.1", "-W", "5", "10.0.0.2")
+            printed = command("ip", "netns", "exec", netns, *ping).stdout
+            assert " 3 received" in printed
+    finally:
+        command("ip", "netns", "del", other)
 
 
 def examples(page: str) -> list[str]:
