@@ -16,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +27,9 @@ from typing import Any
 
 from benches.goals import GOALS, Goal
 from benches.net.report import FIGURES, LOSS
+
+VARIANT = re.compile(r" (?=(?:in|over|captured|dropped)\b)")
+"""Where the name of a benchmark in Rust goes over to what it is a variant of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +60,26 @@ def of_values(group: str, name: str, values: Sequence[float], **more: Any) -> Re
 
 
 def read_criterion(directory: Path) -> Iterator[Result]:
-    """Reads the newest results that criterion keeps, one directory a benchmark."""
+    """Reads the newest results that criterion keeps, one directory a benchmark.
+
+    Only variants of one thing are a group, as ratios of different things say nothing: `publish one
+    moved entry` `in 1k` and `in 1M`. What is captured or dropped is held against what is not.
+    """
     for path in sorted(directory.glob("**/new/benchmark.json")):
         about = json.loads(path.read_text("utf-8"))
         sample = json.loads((path.parent / "sample.json").read_text("utf-8"))
         median_ns = json.loads((path.parent / "estimates.json").read_text("utf-8"))["median"]
         each_ns = [ns / n for ns, n in zip(sample["times"], sample["iters"], strict=True)]
-        group, _, name = about["full_id"].partition("/")
+        area, _, name = about["full_id"].partition("/")
+        thing, *variant = VARIANT.split(name, maxsplit=1)
         yield Result(
-            f"rust {group}",
-            name,
+            f"rust {area}: {thing}",
+            variant[0] if variant else thing,
             median_ns["point_estimate"] * 1e-9,
             min(each_ns) * 1e-9,
             max(each_ns) * 1e-9,
             "s",
+            base=thing if area == "lane" else "",
         )
 
 

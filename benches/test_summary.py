@@ -12,7 +12,7 @@ import pytest
 from benches.goals import GOALS
 from benches.net.report import FIGURES
 from benches.net.site import PICTURES
-from benches.summary import Result, lines, main, read_net, shown, table
+from benches.summary import Result, lines, main, read_criterion, read_net, shown, table
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -101,6 +101,29 @@ def test_processor_time_stands_beside_a_rate():
     assert cells(table([line]))[1][2:4] == ["4,321", "0.5 per thousand"]
 
 
+def test_only_variants_of_one_thing_in_rust_are_compared(tmp_path: Path):
+    for ns, id_ in (
+        (9, "table/lookup of a known mac in 1k"),
+        (63, "table/lookup of a known mac in 1M"),
+        (4000, "table/publish one moved entry in 1M"),
+        (20, "lane/egress"),
+        (10, "lane/egress dropped, alike"),
+    ):
+        new = tmp_path / id_ / "new"
+        new.mkdir(parents=True)
+        (new / "benchmark.json").write_text(json.dumps({"full_id": id_}))
+        (new / "estimates.json").write_text(json.dumps({"median": {"point_estimate": ns}}))
+        (new / "sample.json").write_text(json.dumps({"iters": [1], "times": [ns]}))
+    found = cells(table(lines(read_criterion(tmp_path), {})))[1:]
+    assert sorted([row[0], row[1], row[-1]] for row in found) == [
+        ["", "dropped, alike", "x0.50"],
+        ["", "in 1M", "x7.00"],
+        ["rust lane: egress", "egress", "x1.00"],
+        ["rust table: lookup of a known mac", "in 1k", "x1.00"],
+        ["rust table: publish one moved entry", "in 1M", ""],
+    ]
+
+
 def test_every_part_is_in_one_table_and_saved_to_be_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -120,13 +143,13 @@ def test_every_part_is_in_one_table_and_saved_to_be_compared(
         main([str(word) for word in words])
         words = []
     first, _, second = capsys.readouterr().out.rpartition("| what")
-    assert ["rust wire", "parse", "44.6 ns", "40 ns-50 ns", ""] in cells(first)
+    assert ["rust wire: parse", "parse", "44.6 ns", "40 ns-50 ns", ""] in cells(first)
     assert ["", "after load", "22", "", "x2.00"] in cells(first)
     assert "left out: ovs, which needs ovs-vswitchd" in first
     assert [row[-1] for row in cells(second)] == ["x2.00"]
     documents = [json.loads(path.read_text()) for path in sorted(saved.iterdir())]
     assert [line["group"] for line in documents[0]["results"]] == [
-        "rust wire",
+        "rust wire: parse",
         "codec",
         "memory, MB",
         "memory, MB",
