@@ -27,7 +27,8 @@ def peers(ctx: click.Context, /, *, everyone: bool, kind: str) -> None:
     """Show the tunnels to other hosts: round trip, loss, order, path MTU.
 
     Measured inside VXLAN, on the way of the traffic. `silent` are hosts that never answered a
-    probe; loss is that of the last 64 probes.
+    probe; loss is that of the last 64 probes. Probed are hosts that share a network with this one
+    that is not on datapath=kernel.
 
     With --all, a cell is what the line's host finds of the column's: the median round trip, and
     loss or a narrow path if there is one; `-` where none is probed, `?` unanswered.
