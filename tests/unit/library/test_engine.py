@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 import resource
@@ -190,6 +191,28 @@ def test_an_engine_is_forgotten_in_a_fork_without_harm(engine):
 
     assert in_a_fork(forget) == "gone"
     assert engine.stats().workers == 2
+
+
+def test_an_engine_that_runs_out_of_descriptors_leaves_none_and_no_thread():
+    def held() -> tuple[int, int]:
+        descriptors, threads = (len(os.listdir(f"/proc/self/{of}")) for of in ("fd", "task"))
+        return descriptors, threads
+
+    gc.collect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before, refused = held(), []
+    for spare in range(30):
+        sockets = open_underlay("127.0.0.1", 47891, workers=2, send_sockets=2)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(sockets) + 1 + spare, hard))
+        try:
+            Engine(sockets, workers=2).close()
+        except OSError as error:
+            refused.append(error.errno)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert held() == before
+    assert 0 < len(refused) < 30
+    assert set(refused) == {errno.EMFILE}
 
 
 def test_a_thousand_engines_leave_nothing_behind():
