@@ -144,6 +144,14 @@ def test_own_namespace_needs_one_capability_and_says_which(netns: str) -> None:
     assert 'TAP "mine" (needs CAP_NET_ADMIN)' in refused
 
 
+def test_missing_driver_is_named_and_not_the_tap(netns: str) -> None:
+    program = textwrap.dedent(OPEN.format(netns=path(netns)))
+    hidden = 'mount -t tmpfs none /dev/net && exec "$0" -c "$1"'
+    printed = command("unshare", "-m", "sh", "-c", hidden, sys.executable, program).stdout
+    assert printed.startswith("FileNotFoundError [Errno 2] opening /dev/net/tun")
+    assert links(netns) == {"lo"}
+
+
 def test_another_namespace_needs_one_more_and_says_which(netns: str) -> None:
     other = f"{netns}o"
     command("ip", "netns", "add", other)
