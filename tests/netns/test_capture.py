@@ -265,7 +265,7 @@ def test_dropped_frames_are_remembered_without_payload(stage: Stage) -> None:
     assert re.search(rf"{NETWORK} +out .* > {NOBODY} .*:4242 UDP, .*no endpoint", printed)
 
 
-def test_what_can_not_be_captured_is_refused_in_words(stage: Stage) -> None:
+def test_what_can_not_be_captured_is_refused_in_words(stage: Stage, tmp_path: Path) -> None:
     host = stage.host
     assert "is no network and no endpoint" in host.refused("capture", "nothing")
     host.cli("network", "create", "ov_unused")
@@ -273,7 +273,8 @@ def test_what_can_not_be_captured_is_refused_in_words(stage: Stage) -> None:
     assert "no host carries" in host.refused("capture", "ov_unused", "--host", "all")
     assert "is no host" in host.refused("capture", NETWORK, "--host", "h9")
     host.cli("network", "rm", "ov_unused")
-    assert "can't be written" in host.refused("capture", NETWORK, "-w", "/nowhere/x.pcapng")
+    file = tmp_path / "nowhere" / "x.pcapng"
+    assert "can't be written" in host.refused("capture", NETWORK, "-w", file)
     host.cli("network", "create", "-o", "datapath=kernel", "ov_kernel")
     one = host.container()
     one.attach("ov_kernel")
