@@ -145,10 +145,13 @@ class Reservations:
     ) -> Interface:
         """Reserves an address of a network's subnet: the one given, or a free one.
 
+        If the subnet has no free one, it is of the network's next one: Docker, which asks of one
+        subnet only, would not ask of the others.
+
         Raises:
             InvalidError: The given one is not one that an endpoint may have.
             ConflictError: It is taken; or the network is being removed.
-            ExhaustedError: The subnet has no free one.
+            ExhaustedError: No subnet of its version has a free one.
         """
         for attempt in range(ATTEMPTS):
             network, revision = await self._networks.open(network_id, fresh=attempt > 0)
@@ -166,7 +169,7 @@ class Reservations:
                 held.pop(chosen.ip, None)
                 raise
             if address is None:
-                self._cursors.note(network_id, cidr, chosen.ip)
+                self._cursors.note(network_id, chosen.network, chosen.ip)
             return chosen
         raise StoreConflictError(
             f"network {network_id[:12]}: too many others take addresses; try again"
@@ -240,19 +243,22 @@ class Reservations:
             prefix = records.addresses_prefix(network.id)
             claims = await self._store.list(prefix)
             taken = {ipam.parse_address(key.removeprefix(prefix), "claim") for key in claims}
-        picked = ipam.pick_address(
-            subnet,
-            taken,
-            held,
-            cursor=self._cursors.last(network.id, cidr),
-            rng=self._rng if fresh else None,
-        )
-        if picked is None:
-            raise ExhaustedError(
-                f"network {network.name} has no free address in {subnet.ip_range or cidr}: remove "
-                "containers, or create a network with a larger subnet"
+        others = [s for s in network.subnets if s.cidr.version == cidr.version and s != subnet]
+        for one in (subnet, *others):
+            picked = ipam.pick_address(
+                one,
+                taken,
+                held,
+                cursor=self._cursors.last(network.id, one.cidr),
+                rng=self._rng if fresh else None,
             )
-        return ipam.with_prefix(picked, cidr)
+            if picked is not None:
+                return ipam.with_prefix(picked, one.cidr)
+        ranges = ", ".join(str(one.ip_range or one.cidr) for one in (subnet, *others))
+        raise ExhaustedError(
+            f"network {network.name} has no free address in {ranges}: remove containers, or create "
+            "a network with a larger subnet"
+        )
 
     async def _claim(self, network: Network, address: Address, revision: Revision) -> None:
         key = records.address_key(network.id, address)

@@ -222,9 +222,8 @@ class MemoryDocker(Engine):
         shown = self.disk.networks[engine_id]
         endpoint_id = _random_id()
         pool_ids, addresses = [], []
-        for cidr in sorted(shown.subnets, key=lambda cidr: cidr.version):
-            if any(str(cidr.version) == seen[-1] for seen in pool_ids):
-                continue
+        for version in sorted({cidr.version for cidr in shown.subnets}):
+            cidr = min(cidr for cidr in shown.subnets if cidr.version == version)
             pool_id = f"pyvxlan/{cidr}"
             answer = await self.call(
                 "IpamDriver.RequestAddress",

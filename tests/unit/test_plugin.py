@@ -468,6 +468,22 @@ async def test_container_has_its_claims_while_it_runs_and_no_longer(
     assert len(await claims(one, "ip/")) == 1
 
 
+async def test_full_subnet_is_followed_by_the_next_though_docker_asks_of_the_first_alone(
+    one: DockerNode,
+) -> None:
+    # Docker itself goes on to the next one only for its own IPAM's error.
+    n1 = await one.docker.create_network("n1", ("10.7.0.0/30", ""), ("10.8.0.0/30", ""))
+    network = await one.knows("n1")
+    containers = [await one.docker.run(name, n1) for name in ("c1", "c2")]
+    held = {key.removeprefix(f"ip/{network.id}/") for key in await claims(one, "ip/")}
+    assert held == {"10.7.0.1", "10.7.0.2", "10.8.0.1", "10.8.0.2"}
+    with pytest.raises(ConflictError, match=r"no free address in 10\.[78].*, 10\.[78].*: remove"):
+        await one.docker.run("c3", n1)
+    for container in containers:
+        await one.docker.rm(container)
+    assert len(await claims(one, "ip/")) == 2
+
+
 async def test_name_of_another_host_is_refused_and_nothing_stays(
     one: DockerNode, two: DockerNode
 ) -> None:
