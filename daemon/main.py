@@ -260,8 +260,9 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     events = Events()
     events.note("daemon_started", f"version {__version__}")
     plugin = Plugin(timings)
+    dockers_door = await stack.enter_async_context(contextlib.AsyncExitStack())
     if settings.plugin_path:
-        await stack.enter_async_context(plugin.serving(settings.plugin_path))
+        await dockers_door.enter_async_context(plugin.serving(settings.plugin_path))
     local = LocalRecords(settings.state_dir, events)
     stack.callback(local.close)
     net = Net(settings, local)
@@ -425,6 +426,9 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
         matrix=Matrix(service.hosts, status.peers_document, peers).document,
     )
     await stack.enter_async_context(api.serving(app.application(), settings.api_socket))
+    # The first to open and the first to close: calls that have begun end while all is still there,
+    # and Docker tries those that find nobody again.
+    stack.push_async_callback(dockers_door.aclose)
     return background
 
 

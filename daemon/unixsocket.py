@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -13,6 +14,8 @@ from aiohttp import web
 from pyvxlan.daemon.errors import ConfigError
 
 SHUTDOWN_S = 5.0
+LATE_S = 0.05
+"""How long, after the socket has gone, those are let in who connected just before."""
 
 
 @contextlib.asynccontextmanager
@@ -44,6 +47,7 @@ async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
         yield
     finally:
         _remove(path)
+        await asyncio.sleep(LATE_S)
         await runner.cleanup()
 
 

@@ -243,7 +243,11 @@ class Plugin:
 
 
 def _answer(document: Mapping[str, Any], *, status: int = 200) -> web.Response:
-    return web.json_response(document, status=status, content_type=CONTENT_TYPE)
+    response = web.json_response(document, status=status, content_type=CONTENT_TYPE)
+    # Docker repeats a call without its body if the connection ends under it, but whole if it finds
+    # nobody: none is left open that a stop could end just as Docker uses it again.
+    response.force_close()
+    return response
 
 
 def _answers(path: Path) -> bool:

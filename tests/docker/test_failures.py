@@ -8,12 +8,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.docker.hosts import (
     DOCKER,
+    IMAGE,
     DockerHost,
     DockerWorld,
     UnderlayEtcd,
@@ -251,6 +253,22 @@ def test_container_that_ends_while_the_daemon_restarts_leaves_nothing(world: Fai
     host1.start()
     assert removal.wait(60) == 0
     nothing_of(world, "c1")
+
+
+def test_container_that_starts_while_the_daemon_is_restarted_starts(world: Failing) -> None:
+    host1, host2 = pair(world)
+    # A start takes some 60 ms from its first call of the plug-in to the last.
+    for number, delay_s in enumerate((0.01, 0.03, 0.05)):
+        host1.docker("create", "--name", f"n{number}", "--network", "net1", IMAGE, "sleep", "999")
+        with ThreadPoolExecutor() as pool:
+            starting = pool.submit(host1.api, "POST", f"/containers/n{number}/start")
+            time.sleep(delay_s)
+            began_s = time.monotonic()
+            host1.stop()
+            assert time.monotonic() - began_s < 3, "a call that waits for what has ended already"
+            host1.start()
+            starting.result(SOON_S)
+        reaches(host2, "c2", f"n{number}")
 
 
 def test_engine_that_lost_its_data_root_gets_the_networks_back(world: Failing) -> None:
