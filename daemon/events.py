@@ -17,6 +17,7 @@ KINDS = (
     "network_added",
     "network_removed",
     "network_refused",
+    "name_refused",
     "endpoint_added",
     "endpoint_removed",
     "host_up",

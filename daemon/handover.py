@@ -227,13 +227,13 @@ class Handover:
         hostname: str,
         container_id: str,
     ) -> None:
-        """Publishes an endpoint's names, as far as they can be looked up."""
+        """Publishes what an endpoint is called now; an empty name is none."""
         endpoint = self._local.records.get(local.id)
         if endpoint is None:
             return
         wanted = replace(
             endpoint,
-            name=name or endpoint.name,
+            name=name,
             aliases=tuple(aliases),
             hostname=hostname,
             container_id=container_id,

@@ -11,7 +11,8 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
-from pyvxlan.daemon.errors import DaemonError
+from pyvxlan.daemon.errors import ConflictError, DaemonError, NotFoundError
+from pyvxlan.daemon.events import Events
 from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.model import LocalEndpoint
 from pyvxlan.daemon.plugin.engine import Engine, EngineContainer
@@ -32,12 +33,18 @@ class Naming:
         engine: The local Docker.
         pairing: Which of its networks is which of the cluster's.
         handover: Has the endpoints, and publishes what they are called.
+        events: Where it is noted that another container has a name.
     """
 
-    def __init__(self, engine: Engine, pairing: Pairing, handover: Handover) -> None:
+    def __init__(
+        self, engine: Engine, pairing: Pairing, handover: Handover, events: Events
+    ) -> None:
         self._engine = engine
         self._pairing = pairing
         self._handover = handover
+        self._events = events
+        self._untold: dict[str, str] = {}
+        """Containers whose names are not all published yet, and why."""
         self._nameless_s: dict[str, float] = {}
         """Since when endpoints have no container that is known."""
 
@@ -64,34 +71,59 @@ class Naming:
                 for container_id in found:
                     await self.describe(container_id)
 
+    async def describe_untold(self) -> None:
+        """Tries again what could not be published: the store was away, or a name was taken."""
+        for container_id in list(self._untold):
+            await self.describe(container_id)
+
     async def describe(self, container_id: str) -> None:
         """Publishes a container's names on each of our networks that it is on."""
+        why: list[str] = []
         try:
             container = await self._engine.container(container_id)
+        except NotFoundError:
+            self._untold.pop(container_id, None)
+            return
         except DaemonError as error:
             log.info("names not learnt container=%s cause=%s", container_id[:12], error)
             return
         here = {local.engine_id: local for local in self._handover.endpoints}
         for engine_id, aliases in container.aliases.items():
             if local := here.get(engine_id):
-                await self._publish_names(local, container, aliases)
+                why += await self._publish_names(local, container, aliases)
+        if not why:
+            self._untold.pop(container_id, None)
+        elif self._untold.get(container_id) != why[0]:
+            self._untold[container_id] = why[0]
+            log.warning("names not published container=%s cause=%s", container_id[:12], why[0])
 
     async def _publish_names(
         self, local: LocalEndpoint, container: EngineContainer, aliases: Sequence[str]
-    ) -> None:
+    ) -> list[str]:
+        """Publishes what a container is called on one network; gives why not all of it."""
         known = {container.name, container.id[:12]}
         usable = [alias for alias in aliases if usable_name(alias) and alias not in known]
         await self._handover.note_ifname(local)
-        try:
-            await self._handover.describe(
-                local,
-                name=usable_name(container.name),
-                aliases=usable[:ALIASES_MAX],
-                hostname=usable_name(container.hostname),
-                container_id=container.id,
-            )
-        except DaemonError as error:
-            log.warning("names not published endpoint=%s cause=%s", local.id, error)
+        why: list[str] = []
+        for name in (usable_name(container.name), ""):
+            try:
+                await self._handover.describe(
+                    local,
+                    name=name,
+                    aliases=usable[:ALIASES_MAX],
+                    hostname=usable_name(container.hostname),
+                    container_id=container.id,
+                )
+            except ConflictError as error:
+                # Docker has given it the name all the same: it has its old one no more.
+                why.append(str(error))
+                if self._untold.get(container.id) != str(error):
+                    self._events.note("name_refused", f"container {container.id[:12]}: {error}")
+                continue
+            except DaemonError as error:
+                why.append(str(error))
+            break
+        return why
 
 
 def still(since_s: Mapping[str, float], found: Iterable[str]) -> dict[str, float]:

@@ -65,7 +65,7 @@ class Steward:
         handover: The verbs, for endpoints; its service has those for networks.
         state: What the cluster has.
         missed: Networks that Docker deleted before there was anybody to do it.
-        events: Where it is noted that a network was refused after Docker had made it.
+        events: Where it is noted that a network or a name was refused that Docker has already.
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class Steward:
         """The plug-in's two halves; set before `run`."""
         self._engine = engine
         self._pairing = pairing
-        self._naming = Naming(engine, pairing, handover)
+        self._events = events or Events()
+        self._naming = Naming(engine, pairing, handover, self._events)
         self._handover = handover
         self._state = state
         self._missed = missed
-        self._events = events or Events()
         self._wake = asyncio.Event()
         self._warned: dict[str, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -188,6 +188,7 @@ class Steward:
             await self._drop_unknown(shown)
         if late := self._naming.nameless():
             self._spawn(self._naming.describe_all(late))
+        self._spawn(self._naming.describe_untold())
         if failed:
             asyncio.get_running_loop().call_later(RETRY_S, self.poke)
 

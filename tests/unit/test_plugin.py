@@ -633,18 +633,63 @@ async def test_name_whose_event_was_missed_is_learnt_later(
     )
 
 
+def rename(host: DockerNode, container: str, name: str) -> None:
+    """`docker rename`."""
+    shown = host.docker.disk.containers[container]
+    host.docker.disk.containers[container] = EngineContainer(
+        shown.id, name, shown.hostname, shown.aliases
+    )
+    host.docker._happened("container", "rename", container)
+
+
+def called(host: DockerNode, network: Network) -> set[str]:
+    """What a network's endpoints are called, as a host knows."""
+    return {endpoint.name for endpoint in host.node.state.endpoints[network.id].values()}
+
+
 async def test_renamed_container_answers_to_its_new_name(one: DockerNode) -> None:
     here = await one.docker.create_network("n1")
     container = await one.docker.run("c1", here)
-    shown = one.docker.disk.containers[container]
-    one.docker.disk.containers[container] = EngineContainer(
-        shown.id, "other", shown.hostname, shown.aliases
-    )
-    one.docker._happened("container", "rename", container)
     network = await one.knows("n1")
-    await one.node.until(
-        lambda: {e.name for e in one.node.state.endpoints[network.id].values()} == {"other"}
-    )
+    rename(one, container, "other")
+    await one.node.until(lambda: called(one, network) == {"other"})
+    rename(one, container, "x" * 64)  # Can't be looked up; but it is "other" no more.
+    await one.node.until(lambda: called(one, network) == {""})
+
+
+async def test_container_renamed_to_a_taken_name_has_it_when_it_is_free(
+    one: DockerNode, two: DockerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steward, "INTERVAL_S", 0.05)
+    here, there = await everywhere(one, two)
+    network = await one.knows("n1")
+    other = await two.docker.run("c2", there)
+    container = await one.docker.run("c1", here, aliases=("web",))
+    rename(one, container, "c2")
+    await one.node.until(lambda: called(one, network) == {"c2", ""})
+    (event,) = [event for event in one.events.after(0) if event.kind == "name_refused"]
+    assert "name c2 is taken in network n1 by endpoint c2 on host host2" in event.text
+    assert container[:12] in event.text
+    again = await one.docker.run("c1", here)
+    await two.docker.rm(other)
+    await one.node.until(lambda: called(one, network) == {"c2", "c1"})
+    assert len([event for event in one.events.after(0) if event.kind == "name_refused"]) == 1
+    for id_ in (container, again):
+        await one.docker.rm(id_)
+    assert not await claims(one, "name/")
+
+
+async def test_container_renamed_while_the_store_is_away_has_its_name_when_it_is_back(
+    one: DockerNode,
+) -> None:
+    here = await one.docker.create_network("n1")
+    container = await one.docker.run("c1", here)
+    network = await one.knows("n1")
+    one.node.store.lose()
+    rename(one, container, "other")
+    await asyncio.sleep(0.1)
+    one.node.store.recover()
+    await one.node.until(lambda: called(one, network) == {"other"})
 
 
 # The protocol
