@@ -229,10 +229,14 @@ def _check_options(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    for key, value in labels.items():
-        if not key or not (key + value).isprintable():
-            raise InvalidError(f"label {key!r}={value!r} must have a key and printable text")
-    if sum(len(key.encode()) + len(value.encode()) for key, value in labels.items()) > LABELS_BYTES:
+    """Takes any text, as Docker does, which tells of labels only when it has made the network."""
+    try:
+        size = sum(len(text.encode()) for pair in labels.items() for text in pair)
+    except UnicodeEncodeError as error:
+        raise InvalidError(
+            f"label with {error.object!r} is no text: it has half a character"
+        ) from None
+    if size > LABELS_BYTES:
         raise InvalidError(f"labels are longer than {LABELS_BYTES} bytes together: shorten them")
     return dict(labels)
 

@@ -209,6 +209,17 @@ def test_why_follows_frames_between_containers(engines: DockerWorld) -> None:
     assert "not reached: eth0 in w2 is down" in said.stdout
 
 
+def test_labels_are_any_text(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    labels = {"lines": "a\n\tb", "": "no key", "none": "", "quoted": """it's "so" = ☃"""}
+    ipam = {"Driver": "pyvxlan"}
+    network = {"Name": "labelled", "Driver": "pyvxlan", "IPAM": ipam, "Labels": labels}
+    host1.api("POST", "/networks/create", network)
+    assert shown(host2, "labelled")["Labels"] == labels
+    (ours,) = json.loads(host2.cli("network", "inspect", "labelled"))
+    assert ours["labels"] == labels
+
+
 def test_attachable_network_is_so_on_the_other_host(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "loose", "--attachable")

@@ -224,7 +224,7 @@ async def test_every_vni_but_0_and_that_of_probes_may_be_chosen(one: Node, vni: 
         ({"ip_ranges": ("10.0.0.0/25",)}, "needs a --subnet"),
         ({"subnets": ("10.1.0.0/24",), "gateways": ("10.2.0.1",)}, "in none"),
         ({"subnets": ("10.1.0.1/24",)}, "did you mean"),
-        ({"labels": {"": "x"}}, "label ''"),
+        ({"labels": {"a": "\ud800"}}, "half a character"),
         ({"labels": {"a": "x" * 20_000}}, "labels are longer"),
     ],
 )
