@@ -15,8 +15,16 @@ from pyvxlan.daemon.dataplane import DATAPATHS, KERNEL
 from pyvxlan.daemon.errors import InvalidError
 from pyvxlan.daemon.model import MTU_MIN_BYTES, VNI_MAX, Cidr
 
-UNDERLAY_MTU = "com.docker.network.driver.mtu"
-"""Docker's option; it means the MTU of the underlay, and the overlay gets less."""
+DOCKERS = "com.docker.network."
+"""How Docker's own options begin."""
+UNDERLAY_MTU = f"{DOCKERS}driver.mtu"
+"""Docker's option; it means the MTU of the underlay, and the overlay gets less. 0 is any."""
+ORIGINALS = {
+    f"{DOCKERS}driver.overlay.vxlanid_list": "give vni=N, which is one for all subnets",
+    f"{DOCKERS}driver.overlay.bind_interface": "the daemon's setting advertise names the interface",
+    "encrypted": "pyvxlan does not encrypt, so leave it out",
+}
+"""What to do instead of options that the original overlay driver knows, and nothing here."""
 OPTIONS = frozenset({"multicast", "flood-rate", "vni", "mtu", "datapath", UNDERLAY_MTU})
 IPV6_MTU_MIN_BYTES = 1280
 ALIASES_MAX = 64
@@ -209,9 +217,7 @@ def check_dns_name(name: str, what: str) -> str:
 def _check_options(options: Mapping[str, str]) -> dict[str, str]:
     for key, value in options.items():
         if key not in OPTIONS:
-            near = difflib.get_close_matches(key, OPTIONS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(OPTIONS))}"
-            raise InvalidError(f"option {key!r} is unknown: {hint}")
+            raise InvalidError(f"option {key!r} is unknown: {_suggestion(key)}")
         if key == "multicast" and value not in {"on", "off"}:
             raise InvalidError(f"option multicast={value} must be on or off")
     if "datapath" in options and options["datapath"] not in DATAPATHS:
@@ -226,6 +232,16 @@ def _check_options(options: Mapping[str, str]) -> dict[str, str]:
             )
         _number(options["flood-rate"], "option flood-rate", 1, 10_000_000)
     return dict(options)
+
+
+def _suggestion(option: str) -> str:
+    if option in ORIGINALS:
+        return ORIGINALS[option]
+    # What all of Docker's have in common makes none of them alike.
+    short = {known.removeprefix(DOCKERS): known for known in OPTIONS}
+    if near := difflib.get_close_matches(option.removeprefix(DOCKERS), short, n=1):
+        return f"did you mean {short[near[0]]}?"
+    return f"known are {', '.join(sorted(OPTIONS))}"
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
@@ -257,9 +273,14 @@ def _choose_mtu(spec: NetworkSpec, options: Mapping[str, str], mtu: Mtu, *, ipv6
     chosen = spec.mtu
     if chosen is None and "mtu" in options:
         chosen = _number(options["mtu"], "option mtu", 0, 65535)
-    if chosen is None and UNDERLAY_MTU in options:
-        chosen = _number(options[UNDERLAY_MTU], f"option {UNDERLAY_MTU}", 0, 65535)
-        chosen -= mtu.overhead_bytes
+    around = _number(options.get(UNDERLAY_MTU, "0"), f"option {UNDERLAY_MTU}", 0, 65535)
+    if chosen is None and around:
+        chosen = around - mtu.overhead_bytes
+        if chosen < MTU_MIN_BYTES:
+            raise InvalidError(
+                f"option {UNDERLAY_MTU}={around} is the underlay's MTU: choose at least "
+                f"{MTU_MIN_BYTES + mtu.overhead_bytes}"
+            )
     if chosen is None:
         chosen = mtu.default_bytes if mtu.default_bytes is not None else highest
     lowest = IPV6_MTU_MIN_BYTES if ipv6 else MTU_MIN_BYTES

@@ -21,7 +21,7 @@ from pyvxlan.daemon.errors import (
 )
 from pyvxlan.daemon.kv import Write
 from pyvxlan.daemon.model import Network
-from pyvxlan.daemon.requests import EndpointSpec
+from pyvxlan.daemon.requests import UNDERLAY_MTU, EndpointSpec
 from tests.unit.cluster import Cluster, Node, attach_spec, keys, network
 
 
@@ -188,8 +188,9 @@ async def test_options_change_the_network(one: Node) -> None:
         one, options={"multicast": "off", "flood-rate": "5", "vni": "42", "mtu": "1400"}
     )
     assert (made.multicast, made.vni, made.mtu_bytes) == (False, 42, 1400)
-    docker = await network(one, "n2", options={"com.docker.network.driver.mtu": "1400"})
-    assert docker.mtu_bytes == 1350
+    for name, around, inside in (("n2", "1400", 1350), ("n3", "0", 1450)):
+        docker = await network(one, name, options={UNDERLAY_MTU: around})
+        assert docker.mtu_bytes == inside
 
 
 @pytest.mark.parametrize("vni", [1, 2**24 - 2])
@@ -218,6 +219,11 @@ async def test_every_vni_but_0_and_that_of_probes_may_be_chosen(one: Node, vni: 
         ({"vni": -1}, "VNI -1 must be"),
         ({"options": {"multicats": "on"}}, "did you mean multicast"),
         ({"options": {"zzz": "on"}}, "known are"),
+        ({"options": {f"{UNDERLAY_MTU}s": "1"}}, r"mean com\.docker\.network\.driver\.mtu\?"),
+        ({"options": {"com.docker.network.bridge.name": "x"}}, "known are"),
+        ({"options": {"encrypted": ""}}, "'encrypted' is unknown: pyvxlan does not encrypt"),
+        ({"options": {"com.docker.network.driver.overlay.vxlanid_list": "7"}}, "give vni=N"),
+        ({"options": {UNDERLAY_MTU: "60"}}, "mtu=60 is the underlay's MTU: choose at least 626"),
         ({"options": {"multicast": "maybe"}}, "must be on or off"),
         ({"options": {"flood-rate": "0"}}, "flood-rate=0 must be"),
         ({"gateways": ("10.0.0.1",)}, "10.0.0.1 needs a --subnet"),
