@@ -74,6 +74,32 @@ def servers(path: Path) -> tuple[str, ...]:
     return _servers(path, _read(path))
 
 
+def ndots(path: Path, given: Sequence[str] = ()) -> str:
+    """Says where an `ndots` is set for all containers; empty if nowhere.
+
+    Docker then keeps a name without a dot that it does not know to itself. Its own options, which
+    are `dns-opts` of a daemon.json or those `given` on its command line, replace the host's.
+
+    Raises:
+        ConfigError: As of `servers`.
+    """
+    text = _read(path)
+    _servers(path, text)
+    listed = json.loads(text).get("dns-opts") if text and text.strip() else None
+    options = [*given, *(str(one) for one in listed or [])]
+    if options:
+        return "Docker's dns-opts" if _sets_ndots(options) else ""
+    with contextlib.suppress(OSError):
+        for line in RESOLV_CONF.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("options") and _sets_ndots(line.split()):
+                return str(RESOLV_CONF)
+    return ""
+
+
+def _sets_ndots(options: Sequence[str]) -> bool:
+    return any(option.startswith("ndots:") for option in options)
+
+
 def setup(path: Path, record: Path, address: str, *, dry_run: bool) -> Change:
     """Puts `address` first in `dns`, and behind it what was there, or else the host's servers.
 

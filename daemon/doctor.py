@@ -111,7 +111,18 @@ def check_dns(host: Host) -> Finding | None:
     """Whether Docker asks the daemon for names first."""
     if not host.docker_there:
         return None
-    level, text = _dns(host)
+    try:
+        level, text = _dns(host)
+        given = host.dockerd.options("dns-opt") if host.dockerd else []
+        where = dockerconfig.ndots(host.daemon_json, given) if level == "ok" else ""
+    except ConfigError as error:
+        return Finding("error", "dns", str(error))
+    if where:
+        text = (
+            f"{where} sets ndots, so Docker asks nobody for a name without a dot that it does not "
+            "know itself: take ndots away, or ask for NAME.NETWORK"
+        )
+        return Finding("warning", "dns", text)
     return Finding(level, "dns", text)
 
 
@@ -126,10 +137,7 @@ def _dns(host: Host) -> tuple[Level, str]:
             "away and run pyvxlan docker setup"
         )
     path = host.daemon_json
-    try:
-        servers = dockerconfig.servers(path)
-    except ConfigError as error:
-        return "error", str(error)
+    servers = dockerconfig.servers(path)
     if servers[:1] != (address,):
         return "error", (
             f"{path} does not name {address} first in dns, so containers find no names of other "

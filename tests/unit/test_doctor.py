@@ -95,7 +95,11 @@ class Place:
 
     def dns(self, *servers: str, changed_s: float = 0) -> None:
         """Writes daemon.json, so many seconds after the machine's start."""
-        self.daemon_json.write_text(json.dumps({"dns": servers}))
+        self.config({"dns": servers}, changed_s=changed_s)
+
+    def config(self, document: dict[str, object], *, changed_s: float = 0) -> None:
+        """Writes daemon.json with more than `dns`."""
+        self.daemon_json.write_text(json.dumps(document))
         at_s = time.time() - 1000 + changed_s
         os.utime(self.daemon_json, (at_s, at_s))
 
@@ -193,6 +197,35 @@ def test_dns_that_docker_has_not_read_yet_is_a_warning(place: Place) -> None:
     place.dns(OURS, changed_s=600)
     found = place.finds(doctor.check_dns)
     assert (found.level, "restart Docker" in found.text) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "host", "where"),
+    [
+        ((), ["ndots:0"], "", "Docker's dns-opts"),
+        (("--dns-opt", "ndots:1"), [], "", "Docker's dns-opts"),
+        ((), [], "options edns0 ndots:2\n", "resolv.conf"),
+        ((), ["timeout:1"], "options ndots:2\n", ""),  # Docker's replace the host's.
+        ((), [], "nameserver 192.0.2.1\n", ""),
+    ],
+)
+def test_ndots_keeps_names_from_being_asked_for(
+    place: Place,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    flags: tuple[str, ...],
+    options: list[str],
+    host: str,
+    where: str,
+) -> None:
+    resolv_conf = place.directory / "resolv.conf"
+    resolv_conf.write_text(host)
+    monkeypatch.setattr(dockerconfig, "RESOLV_CONF", resolv_conf)
+    place.docker("20.10.24", *flags)
+    place.config({"dns": [OURS], "dns-opts": options})
+    found = place.finds(doctor.check_dns)
+    assert found.level == ("warning" if where else "ok")
+    assert f"{where} sets ndots" in found.text or not where
 
 
 @pytest.mark.parametrize("form", [("--dns", "{}"), ("--dns={}",), ("-dns={}",)])
