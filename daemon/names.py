@@ -11,6 +11,7 @@ and knows its own host's containers alone, passes such a name on: so it has all 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,6 +20,9 @@ from pyvxlan.daemon.model import Address, Endpoint, Network
 
 SHORT_ID_DIGITS = 12
 ZONE = ".pyvxlan"
+SUFFIX = re.compile(r"(\.[a-z0-9_-]{1,63})+")
+SUFFIX_MAX = 253 - 63
+"""What a domain name has room for behind a container's."""
 
 
 class Directory(Protocol):
@@ -59,10 +63,14 @@ class Names:
         return found or None
 
     def name_of(self, network_ids: Iterable[str], address: Address) -> str | None:
-        """Gives `name.network` of the endpoint that holds an address on one of these networks."""
+        """Gives `name.network` of the endpoint that holds an address on one of these networks.
+
+        Only its name, if the network's is none that the DNS has.
+        """
         for index in self._known(network_ids):
             if endpoint := index.holders.get(address):
-                return f"{canonical_name(endpoint)}.{index.network.name}"
+                suffix = f".{index.network.name}" if index.suffix else ""
+                return f"{canonical_name(endpoint)}{suffix}"
         return None
 
     def covers(self, network_ids: Iterable[str], address: Address) -> bool:
@@ -96,13 +104,17 @@ class _Index:
     network: Network
     version: int
     suffix: str
+    """A dot and the network's name; empty if that can't be a part of a domain name."""
     names: dict[str, list[Endpoint]] = field(default_factory=dict)
     nicknames: dict[str, list[Endpoint]] = field(default_factory=dict)
     holders: dict[Address, Endpoint] = field(default_factory=dict)
 
     @classmethod
     def of(cls, network: Network, version: int, endpoints: Iterable[Endpoint]) -> _Index:
-        index = cls(network, version, f".{network.name.lower()}")
+        suffix = f".{network.name.lower()}"
+        if len(suffix) > SUFFIX_MAX or not SUFFIX.fullmatch(suffix):
+            suffix = ""
+        index = cls(network, version, suffix)
         for endpoint in endpoints:
             for name in {endpoint.name.lower(), *map(str.lower, endpoint.aliases)} - {""}:
                 index.names.setdefault(name, []).append(endpoint)
@@ -114,7 +126,8 @@ class _Index:
 
     def unqualified(self, name: str) -> str:
         """Cuts the network's name off; gives "" if the name does not end with it."""
-        return name.removesuffix(self.suffix) if name.endswith(self.suffix) else ""
+        ours = self.suffix and name.endswith(self.suffix)
+        return name.removesuffix(self.suffix) if ours else ""
 
 
 def _holders(indexes: Sequence[_Index], wanted: str) -> list[Address]:

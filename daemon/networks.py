@@ -162,7 +162,7 @@ class Networks:
         """
         name_claim = (
             await self._store.get(records.network_name_key(ref))
-            if records.NAME.fullmatch(ref)
+            if records.is_network_name(ref)
             else None
         )
         if name_claim:

@@ -24,6 +24,7 @@ from ipaddress import (
     ip_network,
 )
 from typing import Any, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from pyvxlan.daemon.errors import InvalidError
 from pyvxlan.daemon.model import (
@@ -68,6 +69,8 @@ BOUND_KINDS = frozenset(("alive", "gc", "heard", "move", "check"))
 """First parts of the keys that live with a session, and mean nothing in a copy."""
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+NETWORK_NAME_MAX = 255
+"""Bytes that a network's name may take, as it stands in its key."""
 ID = re.compile(r"[0-9a-f]{32}")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -87,7 +90,22 @@ def gone_key(network_id: str) -> str:
 
 def network_name_key(name: str) -> str:
     """Key of the claim on a network's name."""
-    return f"netname/{name}"
+    return f"netname/{_escaped(name)}"
+
+
+def is_network_name(name: str) -> bool:
+    """Whether a network may have a name: one line of text, as Docker allows it, without a slash.
+
+    Docker takes any, and tells it only when it has made the network; those with a slash it can't
+    find itself.
+    """
+    line = name.isprintable() and "/" not in name and not name.isspace()
+    return line and 0 < len(_escaped(name)) <= NETWORK_NAME_MAX
+
+
+def _escaped(name: str) -> str:
+    """Writes a name of any text as a part of a key, which "." and ".." are not."""
+    return name.replace(".", "%2E") if name in {".", ".."} else quote(name, safe="")
 
 
 def vni_key(vni: int) -> str:
@@ -306,7 +324,7 @@ def parse_network(network_id: str, value: bytes) -> Network:
         raise InvalidError("field subnets is empty")
     return Network(
         id=_id(network_id),
-        name=_name(record, "name"),
+        name=_network_name(record),
         vni=vni,
         subnets=subnets,
         mtu_bytes=_integer(record, "mtu", MTU_MIN_BYTES, 65535),
@@ -335,7 +353,7 @@ def parse_gone(network_id: str, value: bytes) -> Gone:
     """Reads a `gone/` record."""
     record = _record(value)
     _id(network_id)
-    return Gone(_name(record, "name"), _integer(record, "at", 0, 2**40))
+    return Gone(_network_name(record), _integer(record, "at", 0, 2**40))
 
 
 def emit_endpoint(endpoint: Endpoint) -> bytes:
@@ -602,6 +620,13 @@ def _id(value: str) -> str:
 
 def _name(record: Json, name: str) -> str:
     return _matching(name, record.get(name), NAME)
+
+
+def _network_name(record: Json) -> str:
+    name = _text(record, "name")
+    if not is_network_name(name):
+        raise InvalidError(f"field name is {name!r}")
+    return name
 
 
 def _text(record: Json, name: str) -> str:

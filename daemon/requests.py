@@ -151,7 +151,7 @@ def parse_network_spec(spec: NetworkSpec, mtu: Mtu) -> NetworkWish:
     if spec.subnets:
         ipam.plan_subnets(subnets, spec.gateways, spec.ip_ranges, spec.aux_addresses)
     return NetworkWish(
-        name=check_name(spec.name, "network"),
+        name=check_network_name(spec.name),
         subnets=subnets,
         gateways=spec.gateways,
         ip_ranges=spec.ip_ranges,
@@ -190,12 +190,13 @@ def parse_endpoint_spec(spec: EndpointSpec) -> EndpointWish:
     )
 
 
-def check_name(name: str, what: str) -> str:
-    """Refuses a name with characters that keys, file names or the DNS could misread."""
-    if not records.NAME.fullmatch(name):
+def check_network_name(name: str) -> str:
+    """Refuses a name that is no line of text, or that no key could hold."""
+    if not records.is_network_name(name):
         raise InvalidError(
-            f"{what} name {name!r} is not usable: up to 63 of a-z A-Z 0-9 _ . - and a letter or "
-            "digit first"
+            f"network name {name!r} is not usable: a line of text without a slash, of up to "
+            f"{records.NETWORK_NAME_MAX} characters, of which those outside of a-z A-Z 0-9 _ . - ~ "
+            "count three for each byte"
         )
     return name
 

@@ -220,6 +220,20 @@ def test_labels_are_any_text(engines: DockerWorld) -> None:
     assert ours["labels"] == labels
 
 
+def test_networks_have_any_name_that_docker_finds_them_by(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    for name in ("n" * 110, "-dash", "ünï ☃", '"%2F#?'):
+        create(host1, name, "--")
+        shown(host2, name)
+        run(host1, "c1", "--network", name)
+        run(host2, "c2", "--network", name)
+        assert pings(host2, "c2", "c1"), name
+        host1.docker("rm", "-f", "c1")
+        host2.docker("rm", "-f", "c2")
+        host2.docker("network", "rm", host2.networks()[name]["Id"])
+        gone(host1, name)
+
+
 def test_attachable_network_is_so_on_the_other_host(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "loose", "--attachable")

@@ -135,12 +135,13 @@ async def test_deleting_what_is_not_there_does_nothing(store: Store) -> None:
     assert await store.get("never") is None
 
 
-async def test_list_takes_the_prefix_literally(store: Store) -> None:
-    for key in ("net/a", "net/b", "net", "network/a", "neu", "ne"):
+async def test_list_takes_keys_and_prefix_literally(store: Store) -> None:
+    for key in ("net/a", "net/b", "net", "network/a", "neu", "ne", "net/%2F~"):
         await put(store, key)
-    assert list(await store.list("net/")) == ["net/a", "net/b"]
-    assert list(await store.list("net")) == ["net", "net/a", "net/b", "network/a"]
-    assert len(await store.list("")) == 6
+    assert list(await store.list("net/")) == ["net/%2F~", "net/a", "net/b"]
+    assert list(await store.list("net")) == ["net", "net/%2F~", "net/a", "net/b", "network/a"]
+    assert await store.get("net/%2F~")
+    assert len(await store.list("")) == 7
     assert await store.list("nothing") == {}
 
 

@@ -153,7 +153,7 @@ def test_nodes_and_status_are_shown(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "named"),
     [
-        (("network", "create", "odd name"), 1, "odd name"),
+        (("network", "create", "odd/name"), 1, "odd/name"),
         (("network", "inspect", "none"), 1, "none"),
         (("endpoint", "inspect", "none"), 1, "none"),
         (("detach", "none"), 1, "none"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_interface, ip_network
 
 import pytest
@@ -150,6 +151,18 @@ def test_address_means_name_and_network(directory: FakeDirectory) -> None:
     assert names.name_of((BLUE,), IPv4Address("10.0.1.2")) is None
     assert names.covers((BLUE,), ip_address("10.0.0.77"))
     assert not names.covers((BLUE,), ip_address("10.0.1.2"))
+
+
+@pytest.mark.parametrize("name", ["my net", "Ünï", "x" * 64, "a..b", ".".join("x" * 200)])
+def test_name_that_is_none_of_the_dns_is_no_part_of_one(
+    directory: FakeDirectory, name: str
+) -> None:
+    directory.networks[BLUE] = replace(directory.networks[BLUE], name=name)
+    names = Names(directory)
+    assert names.name_of((BLUE,), IPv6Address("fd00::2")) == "bbox1"
+    assert texts(names, (BLUE,), "bbox1") == ["10.0.0.2", "fd00::2"]
+    assert names.addresses((BLUE,), f"bbox1.{name}") is None
+    assert names.addresses((BLUE,), "nobody") is None
 
 
 def test_endpoint_without_name_is_shown_by_hostname_or_id() -> None:

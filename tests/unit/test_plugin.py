@@ -108,14 +108,14 @@ async def test_network_in_use_elsewhere_is_hidden_here_and_shown_again_when_aske
     assert two.node.state.networks.keys() == one.node.state.networks.keys()
 
 
-async def test_network_whose_name_can_not_be_looked_up_goes_again_and_an_event_says_why(
+async def test_network_whose_name_is_not_usable_goes_again_and_an_event_says_why(
     one: DockerNode,
 ) -> None:
-    await one.docker.create_network("with space")
-    await one.hides("with space")
+    await one.docker.create_network("with/slash")
+    await one.hides("with/slash")
     (event,) = one.events.after(0)
     assert event.kind == "network_refused"
-    assert "network name 'with space' is not usable" in event.text
+    assert "network name 'with/slash' is not usable" in event.text
     assert not await claims(one, "net/")
 
 

@@ -44,7 +44,7 @@ endpoints = st.builds(
 networks = st.builds(
     Network,
     id=ids,
-    name=names,
+    name=st.text(min_size=1, max_size=20).filter(records.is_network_name),
     vni=st.integers(1, 2**24 - 2),
     subnets=st.builds(
         lambda gateway: (
