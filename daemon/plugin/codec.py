@@ -20,8 +20,6 @@ INTERNAL = "com.docker.network.internal"
 ENABLE_IPV6 = "com.docker.network.enable_ipv6"
 GATEWAY_TYPE = "com.docker.network.gateway"
 ENDPOINT_NAME = "com.docker.network.endpoint.name"
-COPY_OF = "pyvxlan.network"
-"""IPAM option of the copies that a daemon makes in its Docker: the network's id in the cluster."""
 
 Json: TypeAlias = dict[str, Any]
 
@@ -33,8 +31,6 @@ class PoolRequest:
     pool: str
     sub_pool: str
     v6: bool
-    copy_of: str = ""
-    """Id of the cluster's network that a daemon is copying into Docker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +156,7 @@ def parse(method: str, body: bytes) -> Request | None:
 
 
 def _read_pool_request(body: Json) -> PoolRequest:
-    return PoolRequest(
-        _text(body, "Pool"),
-        _text(body, "SubPool"),
-        _flag(body, "V6"),
-        copy_of=_text(_object(body, "Options"), COPY_OF),
-    )
+    return PoolRequest(_text(body, "Pool"), _text(body, "SubPool"), _flag(body, "V6"))
 
 
 def _read_address_request(body: Json) -> AddressRequest:

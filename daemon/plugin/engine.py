@@ -21,7 +21,6 @@ import aiohttp
 
 from pyvxlan.daemon.errors import ConflictError, DaemonError, NotFoundError
 from pyvxlan.daemon.model import Cidr, Network
-from pyvxlan.daemon.plugin.codec import COPY_OF
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,6 @@ class Engine:
             "Labels": dict(network.labels),
             "IPAM": {
                 "Driver": self.driver,
-                "Options": {COPY_OF: network.id},
                 "Config": [
                     {"Subnet": str(subnet.cidr), "Gateway": str(subnet.gateway)}
                     | ({"IPRange": str(subnet.ip_range)} if subnet.ip_range else {})

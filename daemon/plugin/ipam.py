@@ -60,6 +60,12 @@ class IpamDriver:
         self, handover: Handover, pairing: Pairing, state: State, publish: Callable[[], None]
     ) -> None:
         self.pending: dict[Cidr, PendingPool] = {}
+        self.copying: dict[str, Network] = {}
+        """Networks of the cluster, by id, that this daemon is just making in Docker.
+
+        No option says it to `request_pool`: whoever compares a network with what they would have
+        made (docker-compose does) would take the copy for another one.
+        """
         self._handover = handover
         self._pairing = pairing
         self._state = state
@@ -73,11 +79,7 @@ class IpamDriver:
             raise InvalidError(f"subnet {cidr} is not IPv{version}")
         if request.sub_pool and cidr is None:
             raise InvalidError(f"--ip-range {request.sub_pool} needs a --subnet that it lies in")
-        copy_of = None
-        if request.copy_of:
-            copy_of = self._to_copy(request.copy_of, cidr)
-        elif cidr:
-            copy_of = self._uncopied(cidr)
+        copy_of = (self._to_copy(cidr) or self._uncopied(cidr)) if cidr else None
         mtu = None
         if copy_of is None:
             reserved = await self._handover.service.reserve_subnet(cidr, version=version)
@@ -145,28 +147,31 @@ class IpamDriver:
             await asyncio.sleep(0.02)
         return network
 
-    def _to_copy(self, network_id: str, cidr: Cidr | None) -> Network:
-        """The network that this daemon is copying; it may be gone since it began."""
-        network = self._state.networks.get(network_id)
-        if (
-            network is None
-            or network.state != "up"
-            or network_id in self._pairing.doomed
-            or not any(subnet.cidr == cidr for subnet in network.subnets)
-        ):
-            raise ConflictError(f"network {network_id[:12]} has no subnet {cidr} any more")
-        if self._pairing.engine_id(network_id):
-            raise ConflictError(f"network {network.name} is in Docker already")
-        return network
+    def _to_copy(self, cidr: Cidr) -> Network | None:
+        """The network that this daemon is copying; one that is gone meanwhile is refused."""
+        for network in self.copying.values():
+            if not _has(network, cidr):
+                continue
+            current = self._state.networks.get(network.id)
+            if current is None or current.state != "up" or network.id in self._pairing.doomed:
+                raise ConflictError(f"network {network.name} was just removed")
+            if self._pairing.engine_id(network.id):
+                raise ConflictError(f"network {network.name} is in Docker already")
+            return current
+        return None
 
     def _uncopied(self, cidr: Cidr) -> Network | None:
         """The cluster's network with exactly this subnet, unless Docker has it here already."""
         for network in self._state.networks.values():
-            if any(subnet.cidr == cidr for subnet in network.subnets):
+            if _has(network, cidr):
                 if self._pairing.engine_id(network.id):
                     raise ConflictError(f"subnet {cidr} is that of network {network.name}")
                 return network
         return None
+
+
+def _has(network: Network, cidr: Cidr) -> bool:
+    return any(subnet.cidr == cidr for subnet in network.subnets)
 
 
 def parse_pool_id(text: str) -> Cidr:

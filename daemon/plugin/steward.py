@@ -97,8 +97,6 @@ class Steward:
         """Networks, by Docker's id, that it is making; nobody else publishes them meanwhile."""
         self._publishing: dict[str, str] = {}
         """Names, by Docker's id, of networks that the cluster is being told of."""
-        self._copying: set[str] = set()
-        """Networks of the cluster that Docker is just making."""
         self._missing_s: dict[str, float] = {}
         """Since when paired networks lack in Docker's list."""
 
@@ -207,7 +205,8 @@ class Steward:
         missing = self._pairing.pairs.keys() - {entry.id for entry in shown}
         self._missing_s = still(self._missing_s, missing)
         leaving = missing - longer_than(LOST_S, self._missing_s)
-        leaving |= {id_ for id_ in missing if self._pairing.pairs[id_].id in self._copying}
+        copying = self.drivers[1].copying
+        leaving |= {id_ for id_ in missing if self._pairing.pairs[id_].id in copying}
         if leaving:
             asyncio.get_running_loop().call_later(LOST_S, self.poke)
         return leaving
@@ -232,13 +231,14 @@ class Steward:
 
     async def _copy(self, network: Network) -> None:
         here = self._pairing.engine_id(network.id) or network.name in self._publishing.values()
-        if here or network.id in self._copying or self._creating(network.name):
+        copying = self.drivers[1].copying
+        if here or network.id in copying or self._creating(network.name):
             return
-        self._copying.add(network.id)
+        copying[network.id] = network
         try:
             engine_id = await self._engine.create(network)
         finally:
-            self._copying.discard(network.id)
+            copying.pop(network.id, None)
         log.info("network shown in Docker network=%s docker=%s", network.id, engine_id[:12])
 
     async def _remove(self, shown: EngineNetwork) -> None:

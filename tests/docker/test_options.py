@@ -162,7 +162,9 @@ def test_names_of_compose_and_of_other_runtimes_resolve_on_shared_networks_alone
     network = {"Name": "proj_default", "CheckDuplicate": True, "Driver": "pyvxlan", "IPAM": ipam}
     host1.api("POST", "/networks/create", {**network, "Options": None, "Labels": labels})
     create(host1, "apart", "--subnet", "10.59.0.0/24")
-    assert shown(host2, "proj_default")["Labels"] == labels
+    copy = shown(host2, "proj_default")
+    assert copy["Labels"] == labels
+    assert not copy["IPAM"]["Options"], "compose would refuse to use the network"
     attached = {"IPAMConfig": {}, "Aliases": ["proj-web-1", "web"], "DriverOpts": None}
     web = {
         "Image": IMAGE,

@@ -17,7 +17,7 @@ from pyvxlan.daemon.handover import Handover
 from pyvxlan.daemon.model import Network, Sandbox
 from pyvxlan.daemon.net import Route
 from pyvxlan.daemon.plugin import Engine, Plugin
-from pyvxlan.daemon.plugin.codec import COPY_OF, GATEWAY_TYPE, GENERIC
+from pyvxlan.daemon.plugin.codec import GATEWAY_TYPE, GENERIC
 from pyvxlan.daemon.plugin.engine import (
     EngineContainer,
     EngineEndpoint,
@@ -101,7 +101,6 @@ class MemoryDocker(Engine):
             *((str(subnet.cidr), str(subnet.gateway)) for subnet in network.subnets),
             options=network.options,
             attachable=network.attachable,
-            ipam_options={COPY_OF: network.id},
         )
 
     async def remove(self, engine_id: str) -> None:
@@ -123,7 +122,6 @@ class MemoryDocker(Engine):
         name: str,
         *subnets: tuple[str, str],
         options: Mapping[str, str] | None = None,
-        ipam_options: Mapping[str, str] | None = None,
         ipv6: bool = False,
         attachable: bool = False,
     ) -> str:
@@ -144,7 +142,7 @@ class MemoryDocker(Engine):
                     AddressSpace="pyvxlan",
                     Pool=subnet,
                     SubPool="",
-                    Options=dict(ipam_options or {}),
+                    Options={},
                     V6=v6,
                 )
                 pools.append((pool["PoolID"], pool["Pool"], ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +118,10 @@ def test_end_of_a_container_and_of_a_network_are_read(version: str) -> None:
 
 
 @versions
-def test_copy_names_its_network(version: str) -> None:
-    (pool,) = bodies(version, "copy by the daemon", "IpamDriver.RequestPool")
-    assert re.fullmatch("[0-9a-f]{32}", pool.copy_of)
+def test_copy_asks_for_its_subnet(version: str) -> None:
+    assert bodies(version, "copy by the daemon", "IpamDriver.RequestPool") == [
+        PoolRequest("10.77.0.0/24", "", v6=False)
+    ]
 
 
 @versions
