@@ -25,6 +25,8 @@ from pyvxlan.daemon.state import State
 log = logging.getLogger(__name__)
 
 SPACE = "pyvxlan"
+ALONE = "--ipam-driver pyvxlan goes with -d pyvxlan alone"
+"""Docker asks for the subnets of a bridge's network in the same way."""
 PUBLISH_S = 5.0
 """How long a container's start waits until its network, just made, is known to the cluster."""
 
@@ -136,7 +138,7 @@ class IpamDriver:
             if cidr not in self.pending:
                 raise NotFoundError(
                     f"the network with subnet {cidr} is not in the cluster any more; if it was "
-                    "made on two hosts at once, it is about to be replaced: try again"
+                    f"made on two hosts at once, it is about to be replaced: try again ({ALONE})"
                 )
             if time.monotonic() > deadline:
                 raise NotFoundError(
@@ -204,7 +206,7 @@ def _of_new(pool: PendingPool, address: Address | None, *, gateway: bool) -> str
         pool.gateway = address or ipam.first_free(pool.cidr, pool.spared)
         return str(ipam.with_prefix(pool.gateway, pool.cidr))
     if address is None:
-        raise InvalidError(f"subnet {pool.cidr} has no network yet")
+        raise InvalidError(f"subnet {pool.cidr} is that of no network of the cluster: {ALONE}")
     if address == pool.gateway or address in pool.spared:
         raise ConflictError(f"address {address} is the gateway or another aux address")
     pool.spared.add(address)

@@ -409,6 +409,14 @@ async def test_pools_end_although_docker_asks_again_and_again(one: DockerNode) -
     assert await one.node.service.reservations.subnets() == set()
 
 
+async def test_address_for_another_drivers_network_is_refused_with_the_reason(
+    one: DockerNode,
+) -> None:
+    pool = await one.docker.call("IpamDriver.RequestPool", Pool="10.9.0.0/24", V6=False)
+    with pytest.raises(ConflictError, match="goes with -d pyvxlan alone"):
+        await one.docker.call("IpamDriver.RequestAddress", PoolID=pool["PoolID"], Address="")
+
+
 async def test_network_that_docker_can_not_finish_leaves_no_subnet(one: DockerNode) -> None:
     """Docker takes back in this order, for example with `--scope global`."""
     pool = await one.docker.call("IpamDriver.RequestPool", Pool="", Options={}, V6=False)
