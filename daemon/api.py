@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 
 BODY_MAX_BYTES = 128 * 1024
 ALL_HOSTS = "all"
+REF = "{ref:[^/]+}"
+"""A part of a path that names something; `{ref}` would not match a name with braces."""
 STALE_HEADER = "Pyvxlan-Stale-Seconds"
 """In answers while the store is away: for how long."""
 LOOK_S = 0.5
@@ -119,15 +121,15 @@ class Api:
                 web.get("/v1/networks", self._list_networks),
                 web.post("/v1/networks", self._create_network),
                 web.post("/v1/networks/prune", self._prune_networks),
-                web.get("/v1/networks/{ref}", self._inspect_network),
-                web.delete("/v1/networks/{ref}", self._remove_network),
+                web.get(f"/v1/networks/{REF}", self._inspect_network),
+                web.delete(f"/v1/networks/{REF}", self._remove_network),
                 web.get("/v1/endpoints", self._list_endpoints),
                 web.post("/v1/endpoints", self._attach),
-                web.get("/v1/endpoints/{ref}", self._inspect_endpoint),
-                web.delete("/v1/endpoints/{ref}", self._detach),
+                web.get(f"/v1/endpoints/{REF}", self._inspect_endpoint),
+                web.delete(f"/v1/endpoints/{REF}", self._detach),
                 web.get("/v1/traffic", self._list_traffic),
-                web.get("/v1/captures/{ref}", self._show_subject),
-                web.get("/v1/captures/{ref}/stream", self._capture),
+                web.get(f"/v1/captures/{REF}", self._show_subject),
+                web.get(f"/v1/captures/{REF}/stream", self._capture),
                 web.get("/v1/drops", self._list_drops),
             ]
         )

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -93,6 +94,14 @@ def test_network_is_created_shown_and_listed(door: Doorway, blue: Any) -> None:
     assert shown == blue | {"endpoints": []}
     assert call(door, "GET", f"/v1/networks/{blue['id'][:6]}")[1]["id"] == blue["id"]
     assert blue in call(door, "GET", "/v1/networks")[1]
+
+
+@pytest.mark.parametrize("name", ["..", "{x}", 'a "b"\\', "%2F", "?x#y", "ü"])
+def test_network_of_any_name_is_found_by_it(door: Doorway, name: str) -> None:
+    made = call(door, "POST", "/v1/networks", {"name": name})[1]
+    path = f"/v1/networks/{quote(name, safe='')}"
+    assert call(door, "GET", path)[1]["id"] == made["id"]
+    assert call(door, "DELETE", path)[0] == 200
 
 
 def test_attachment_is_shown_by_name_and_by_network(door: Doorway, blue: Any) -> None:
