@@ -15,9 +15,10 @@ import random
 import socket
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from types import MappingProxyType
 from typing import Final
 
 import dns.exception
@@ -63,6 +64,7 @@ OUTCOMES: Final = (
 )
 """What can become of a query; each has a counter."""
 
+NO_LINKS: Final[Mapping[str, str]] = MappingProxyType({})
 OpenSockets = Callable[[Sandbox], Awaitable[tuple[socket.socket, socket.socket]]]
 
 
@@ -87,8 +89,13 @@ class Resolver:
         self._names = names
         self._has_upstream = has_upstream
 
-    def decide(self, wire: bytes, network_ids: Sequence[str]) -> Verdict:
-        """Decides about one message as it came in."""
+    def decide(
+        self, wire: bytes, network_ids: Sequence[str], links: Mapping[str, str] = NO_LINKS
+    ) -> Verdict:
+        """Decides about one message as it came in.
+
+        `links` are names by aliases that the asker alone has for them, in lower case.
+        """
         if len(wire) < HEADER_BYTES or wire[2] & 0x80:
             return Verdict("ignored")
         opcode = (wire[2] >> 3) & 0x0F
@@ -103,14 +110,16 @@ class Resolver:
         if query.edns > 0 or query.question[0].rdclass != dns.rdataclass.IN:
             rcode = dns.rcode.BADVERS if query.edns > 0 else dns.rcode.REFUSED
             return Verdict("refused", _response(query, rcode))  # RFC 6891, section 6.1.3
-        return self._decide(query, network_ids)
+        return self._decide(query, network_ids, links)
 
-    def _decide(self, query: dns.message.Message, network_ids: Sequence[str]) -> Verdict:
+    def _decide(
+        self, query: dns.message.Message, network_ids: Sequence[str], links: Mapping[str, str]
+    ) -> Verdict:
         name, kind = query.question[0].name, query.question[0].rdtype
         if kind == RdataType.PTR and (verdict := self._reverse(query, network_ids)):
             return verdict
         asked = name.to_text(omit_final_dot=True)
-        addresses = self._names.addresses(network_ids, asked)
+        addresses = self._names.addresses(network_ids, _linked(asked, links))
         if addresses is None:
             ours = asked.lower().endswith(ZONE)
             if self._has_upstream() and not ours:
@@ -152,6 +161,7 @@ class NameServer(asyncio.DatagramProtocol):
         upstream: Is asked where the resolver says so.
         outcomes: Counts what became of each query; shared by all servers.
         networks_of: Gives an asker's networks by its address, where several containers ask.
+        links_of: Gives an asker's own aliases for others by its address.
     """
 
     def __init__(
@@ -160,7 +170,9 @@ class NameServer(asyncio.DatagramProtocol):
         upstream: Upstream,
         outcomes: Counter[str],
         networks_of: Callable[[str], Sequence[str]] | None = None,
+        links_of: Callable[[str], Mapping[str, str]] = lambda _asker: NO_LINKS,
     ) -> None:
+        self._links_of = links_of
         self.network_ids: tuple[str, ...] = ()
         self._networks_of = networks_of or (lambda _asker: self.network_ids)
         self._resolver = resolver
@@ -192,7 +204,7 @@ class NameServer(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         """Answers at once what is known here; the rest in a task of its own."""
-        verdict = self._resolver.decide(data, self._networks_of(addr[0]))
+        verdict = self._decide(data, addr[0])
         if verdict.forward:
             self._spawn(self._forward_datagram(data, addr))
             return
@@ -249,11 +261,14 @@ class NameServer(asyncio.DatagramProtocol):
 
     async def _answer_stream(self, query: bytes, writer: asyncio.StreamWriter) -> bytes | None:
         asker = writer.get_extra_info("peername") or ("",)
-        verdict = self._resolver.decide(query, self._networks_of(asker[0]))
+        verdict = self._decide(query, asker[0])
         if verdict.forward:
             return await self._forward(query)
         self._outcomes[verdict.outcome] += 1
         return fitted(verdict.response, 65535) if verdict.response else None
+
+    def _decide(self, query: bytes, asker: str) -> Verdict:
+        return self._resolver.decide(query, self._networks_of(asker), self._links_of(asker))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -296,9 +311,13 @@ class NameServers:
         """Number of sandboxes that are served."""
         return len(self._servers)
 
-    def server(self, networks_of: Callable[[str], Sequence[str]]) -> NameServer:
+    def server(
+        self,
+        networks_of: Callable[[str], Sequence[str]],
+        links_of: Callable[[str], Mapping[str, str]],
+    ) -> NameServer:
         """Makes a server, for whoever starts and closes it, that knows askers by address."""
-        return NameServer(self._resolver, self._upstream, self.outcomes, networks_of)
+        return NameServer(self._resolver, self._upstream, self.outcomes, networks_of, links_of)
 
     async def sync(self) -> None:
         """Opens, changes and closes servers so that each sandbox with an endpoint has one.
@@ -341,6 +360,13 @@ class NameServers:
         self._failures.pop(sandbox.inode, None)
         self._servers[sandbox.inode] = server
         return server
+
+
+def _linked(asked: str, links: Mapping[str, str]) -> str:
+    """Puts the name in place of an asker's own alias, which a network's may follow."""
+    alias, dot, network = asked.partition(".")
+    name = links.get(alias.lower())
+    return f"{name}{dot}{network}" if name else asked
 
 
 def payload_limit(message: dns.message.Message) -> int:

@@ -12,11 +12,13 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from ipaddress import IPv4Address, ip_address
+from types import MappingProxyType
 from typing import TypeAlias
 
 from pyvxlan.daemon.dns import NameServer, NameServers
 from pyvxlan.daemon.errors import DaemonError
 from pyvxlan.daemon.local import LocalRecords
+from pyvxlan.daemon.model import LocalEndpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ class DockerNames:
         local: Which endpoints are here.
         open_sockets: Opens the UDP and the listening TCP socket in a namespace.
         address: Where they listen.
+        links: What containers alone call others, by their endpoints' ids in Docker: Docker's own
+            name server finds only its own host's under these aliases, and passes the others on.
     """
 
     def __init__(
@@ -42,7 +46,9 @@ class DockerNames:
         local: LocalRecords,
         open_sockets: OpenSockets,
         address: IPv4Address,
+        links: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
+        self._links = links
         self._factory = servers
         self._local = local
         self._open_sockets = open_sockets
@@ -85,7 +91,10 @@ class DockerNames:
             await server.close()
 
     async def _open(self, netns: str, network_id: str) -> None:
-        server = self._factory.server(lambda asker: self.networks_of(network_id, asker))
+        server = self._factory.server(
+            lambda asker: self.networks_of(network_id, asker),
+            lambda asker: self.links_of(network_id, asker),
+        )
         try:
             udp, tcp = await self._open_sockets(netns, self._address)
             await server.start(udp, tcp)
@@ -101,6 +110,18 @@ class DockerNames:
         """Gives the networks of the container that asks from an address of an overlay."""
         if not network_id:
             return ()
+        here = self._of_asker(network_id, asker)
+        return tuple(local.network_id for local in here) or (network_id,)
+
+    def links_of(self, network_id: str, asker: str) -> Mapping[str, str]:
+        """Gives the names that the container that asks has aliases of its own for, by alias."""
+        found: dict[str, str] = {}
+        for local in self._of_asker(network_id, asker) if network_id and self._links else ():
+            found |= self._links.get(local.engine_id, {})
+        return found
+
+    def _of_asker(self, network_id: str, asker: str) -> Sequence[LocalEndpoint]:
+        """All endpoints of the container that has an address on a network."""
         address = ip_address(asker)
         endpoints = self._local.records
         for local in self._local.endpoints.values():
@@ -113,8 +134,6 @@ class DockerNames:
             ):
                 path = local.sandbox.path
                 return tuple(
-                    other.network_id
-                    for other in self._local.endpoints.values()
-                    if other.sandbox.path == path
+                    other for other in self._local.endpoints.values() if other.sandbox.path == path
                 )
-        return (network_id,)
+        return ()

@@ -335,9 +335,11 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
     )
     stack.push_async_callback(names.close)
     reconciler.after_round = names.sync
+    links: dict[str, Mapping[str, str]] = {}
     served: NameServers | DockerNames = names
     if settings.plugin_path:
-        docker = DockerNames(names, local, net.names_sockets, IPv4Address(settings.names_address))
+        address = IPv4Address(settings.names_address)
+        docker = DockerNames(names, local, net.names_sockets, address, links)
         stack.push_async_callback(docker.close)
         reconciler.after_round = partial(_sync, names, docker)
         served = docker
@@ -382,6 +384,7 @@ async def _start(  # noqa: PLR0915 - the one place where everything meets
                 local,
                 names_address=settings.names_address,
                 events=events,
+                links=links,
             )
         )
     stack.push_async_callback(_end, background)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from pathlib import Path
@@ -74,6 +74,8 @@ class EngineContainer:
     name: str
     hostname: str
     aliases: Mapping[str, tuple[str, ...]]
+    links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """What it alone calls other containers (`--link`): their names by alias, by endpoint id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +167,17 @@ class Engine:
         """Shows a container's names. Never to be called from within a plug-in call."""
         async with self._calling(f"inspect container {container_id[:12]}") as docker:
             shown = await docker.containers.container(container_id).show()
-        attached = (shown.get("NetworkSettings") or {}).get("Networks") or {}
+        networks = (shown.get("NetworkSettings") or {}).get("Networks") or {}
+        attached = [entry for entry in networks.values() if entry and entry.get("EndpointID")]
         return EngineContainer(
             id=shown["Id"],
             name=str(shown.get("Name", "")).removeprefix("/"),
             hostname=str((shown.get("Config") or {}).get("Hostname") or ""),
             aliases={
                 entry["EndpointID"]: tuple(entry.get("Aliases") or entry.get("DNSNames") or ())
-                for entry in attached.values()
-                if entry and entry.get("EndpointID")
+                for entry in attached
             },
+            links={entry["EndpointID"]: _links(entry.get("Links") or ()) for entry in attached},
         )
 
     async def events(self) -> AsyncIterator[EngineEvent | None]:
@@ -219,6 +222,11 @@ class Engine:
             raise EngineError(
                 f"could not {what}: Docker does not answer at {self._socket} ({error!r})"
             ) from error
+
+
+def _links(texts: Iterable[str]) -> dict[str, str]:
+    pairs = (text.partition(":") for text in texts)
+    return {(alias or name).lower(): name for name, _, alias in pairs}
 
 
 def _network(entry: Mapping[str, Any]) -> EngineNetwork:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 from pyvxlan.daemon.errors import ConflictError, DaemonError, NotFoundError
 from pyvxlan.daemon.events import Events
@@ -34,11 +34,18 @@ class Naming:
         pairing: Which of its networks is which of the cluster's.
         handover: Has the endpoints, and publishes what they are called.
         events: Where it is noted that another container has a name.
+        links: Where it is noted what containers alone call others, by their endpoints' ids.
     """
 
     def __init__(
-        self, engine: Engine, pairing: Pairing, handover: Handover, events: Events
+        self,
+        engine: Engine,
+        pairing: Pairing,
+        handover: Handover,
+        events: Events,
+        links: MutableMapping[str, Mapping[str, str]],
     ) -> None:
+        self._links = links
         self._engine = engine
         self._pairing = pairing
         self._handover = handover
@@ -88,8 +95,11 @@ class Naming:
             log.info("names not learnt container=%s cause=%s", container_id[:12], error)
             return
         here = {local.engine_id: local for local in self._handover.endpoints}
+        for gone in self._links.keys() - here.keys():
+            del self._links[gone]
         for engine_id, aliases in container.aliases.items():
             if local := here.get(engine_id):
+                self._links[engine_id] = container.links.get(engine_id, {})
                 why += await self._publish_names(local, container, aliases)
         if not why:
             self._untold.pop(container_id, None)

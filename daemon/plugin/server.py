@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,6 +110,7 @@ class Plugin:
         *,
         names_address: str,
         events: Events | None = None,
+        links: MutableMapping[str, Mapping[str, str]] | None = None,
     ) -> asyncio.Task[NoReturn]:
         """Makes the drivers and begins to follow Docker; gives what runs for as long as it does."""
         pairing = Pairing(local)
@@ -120,6 +121,7 @@ class Plugin:
             state=state,
             missed=self._missed,
             events=events,
+            links=links,
         )
         ipam = IpamDriver(handover, pairing, state, steward.poke)
         network = NetworkDriver(

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from typing import NoReturn
 
 from pyvxlan.daemon.errors import (
@@ -66,6 +66,7 @@ class Steward:
         state: What the cluster has.
         missed: Networks that Docker deleted before there was anybody to do it.
         events: Where it is noted that a network or a name was refused that Docker has already.
+        links: Where it is noted what containers alone call others, by their endpoints' ids.
     """
 
     def __init__(
@@ -77,13 +78,16 @@ class Steward:
         state: State,
         missed: Iterable[NetworkDeletion] = (),
         events: Events | None = None,
+        links: MutableMapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.drivers: tuple[NetworkDriver, IpamDriver]
         """The plug-in's two halves; set before `run`."""
         self._engine = engine
         self._pairing = pairing
         self._events = events or Events()
-        self._naming = Naming(engine, pairing, handover, self._events)
+        self._naming = Naming(
+            engine, pairing, handover, self._events, {} if links is None else links
+        )
         self._handover = handover
         self._state = state
         self._missed = missed

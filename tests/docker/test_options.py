@@ -192,6 +192,21 @@ def test_names_of_compose_and_of_other_runtimes_resolve_on_shared_networks_alone
     bare.detach()
 
 
+def test_links_lead_to_other_hosts(engines: DockerWorld) -> None:
+    host1, host2 = engines.hosts
+    create(host1, "linked", "--subnet", "10.54.0.0/24")
+    shown(host2, "linked")
+    run(host1, "l1", "--network", "linked")
+    run(host2, "l2", "--network", "linked", "--link", "l1:database")
+    run(host2, "l3", "--network", "linked")
+    for name in ("database", "database.linked"):
+        assert resolves(host2, "l2", name) == {"10.54.0.2"}, name
+    host2.stop()
+    host2.start()
+    assert pings(host2, "l2", "database")
+    assert "10.54.0.2" not in host2.docker_try("exec", "l3", "nslookup", "database.pyvxlan").stdout
+
+
 def test_why_follows_frames_between_containers(engines: DockerWorld) -> None:
     host1, host2 = engines.hosts
     create(host1, "whys", "--subnet", "10.58.0.0/24")

@@ -97,6 +97,27 @@ def test_answer_is_what_the_overlay_knows(
     assert verdict.response.flags & dns.flags.RA
 
 
+@pytest.mark.parametrize(
+    ("asked", "outcome"),
+    [
+        ("Mine", "answered"),
+        ("mine.blue", "answered"),
+        ("mine.pyvxlan", "answered"),
+        ("mine.example.org", "servfail"),
+        ("both", "answered"),
+        ("gone", "nxdomain"),
+    ],
+)
+def test_alias_of_the_askers_own_stands_for_a_name(
+    directory: FakeDirectory, asked: str, outcome: str
+) -> None:
+    query = dns.message.make_query(f"{asked}.", "A")
+    resolver = Resolver(Names(directory), lambda: False)
+    verdict = resolver.decide(query.to_wire(), NETWORKS, {"mine": "both", "gone": "nobody"})
+    assert verdict.outcome == outcome
+    assert answers(verdict) == (["10.0.0.2"] if outcome == "answered" else [])
+
+
 def test_name_of_our_own_zone_is_asked_of_nobody_else(directory: FakeDirectory) -> None:
     assert ask(directory, "other.pyvxlan", upstream=True).outcome == "nxdomain"
 

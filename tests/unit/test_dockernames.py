@@ -75,8 +75,13 @@ def sockets() -> Sockets:
 
 
 @pytest.fixture
+def links() -> dict[str, dict[str, str]]:
+    return {}
+
+
+@pytest.fixture
 async def names(
-    local: LocalRecords, sockets: Sockets, tmp_path: Path
+    local: LocalRecords, sockets: Sockets, links: dict[str, dict[str, str]], tmp_path: Path
 ) -> AsyncIterator[DockerNames]:
     (tmp_path / "resolv.conf").touch()
     upstream = Upstream(resolv_conf=tmp_path / "resolv.conf")
@@ -85,7 +90,7 @@ async def names(
         raise AssertionError(sandbox)
 
     servers = NameServers(list, Names(FakeDirectory()), upstream, nowhere)
-    made = DockerNames(servers, local, sockets, ADDRESS)
+    made = DockerNames(servers, local, sockets, ADDRESS, links)
     yield made
     await made.close()
 
@@ -166,6 +171,19 @@ async def test_asker_is_told_of_the_networks_of_its_container(
     assert set(names.networks_of(ONE.id, "10.0.1.3")) == {ONE.id}
     assert set(names.networks_of(ONE.id, "10.0.1.99")) == {ONE.id}, "it can reach no other"
     assert set(names.networks_of("", "172.17.0.2")) == set(), "a container on no overlay"
+
+
+async def test_links_are_those_of_the_container_that_asks(
+    names: DockerNames, local: LocalRecords, links: dict[str, dict[str, str]]
+) -> None:
+    attach(local, 2, "aaa")
+    attach(local, 2, "aaa", of=2)
+    attach(local, 3, "bbb")
+    first, second, other = (here.engine_id for here in local.endpoints.values())
+    links |= {first: {"db": "mysql"}, second: {"queue": "mq"}, other: {"db": "other"}}
+    assert names.links_of(ONE.id, "10.0.1.2") == {"db": "mysql", "queue": "mq"}
+    assert names.links_of(ONE.id, "10.0.1.3") == {"db": "other"}
+    assert names.links_of(ONE.id, "10.0.1.99") == names.links_of("", "172.17.0.2") == {}
 
 
 async def test_server_of_the_host_knows_no_name_of_an_overlay(
