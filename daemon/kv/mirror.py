@@ -78,6 +78,8 @@ class Mirror:
         self._pending: dict[str, _Pending] = {}
         self._gone: set[str] = set()
         self._connection: sqlite3.Connection | None = None
+        self._told = ""
+        """Why the disk does not take it, as the log says already."""
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mirror")
         self._wake = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -94,9 +96,12 @@ class Mirror:
         try:
             await mirror._call(mirror._load)
         except (sqlite3.Error, OSError) as error:
-            log.error("mirror begun anew path=%s cause=%s", path, error)
-            with contextlib.suppress(sqlite3.Error, OSError):
+            try:
                 await mirror._call(mirror._begin_anew)
+            except (sqlite3.Error, OSError):
+                mirror._tell(error)
+            else:
+                log.error("mirror begun anew, it was damaged path=%s cause=%s", path, error)
         mirror._writer = asyncio.create_task(mirror._write_on(), name="mirror")
         return mirror
 
@@ -193,9 +198,21 @@ class Mirror:
                 self._pending[prefix] = before.then(one) if before else one
             if not isinstance(error, (sqlite3.Error, OSError)):
                 raise
-            log.warning("mirror not written, tried again path=%s cause=%s", self._path, error)
+            self._tell(error)
             return False
+        self._told = ""
         return True
+
+    def _tell(self, error: Exception) -> None:
+        """Says once that nothing is kept for a start without the store."""
+        if str(error) != self._told:
+            self._told = str(error)
+            log.error(
+                "mirror not written, tried again: a start without the store would know less; "
+                "make room, or move the file away path=%s cause=%s",
+                self._path,
+                error,
+            )
 
     async def _call(self, action: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, action)
@@ -212,10 +229,17 @@ class Mirror:
             )
             self._begin_anew()
             return
-        self.cluster = facts.get("cluster", "")
-        self.seen_s = float(facts["seen"]) if facts.get("seen") else None
-        for prefix, revision in db.execute("SELECT prefix, revision FROM prefix").fetchall():
-            self._kept[prefix] = Kept(_below(db, prefix), revision)
+        try:
+            seen_s = float(facts["seen"]) if facts.get("seen") else None
+        except ValueError as error:
+            raise sqlite3.DatabaseError(str(error)) from error
+        kept = {
+            prefix: _sound(Kept(_below(db, prefix), revision))
+            for prefix, revision in db.execute("SELECT prefix, revision FROM prefix").fetchall()
+        }
+        # Not before all of it was read: a file that is begun anew holds nothing, and a watch that
+        # goes on from a revision is told only what came after it.
+        self._kept, self.cluster, self.seen_s = kept, facts.get("cluster", ""), seen_s
 
     def _begin_anew(self) -> None:
         self._close()
@@ -282,6 +306,18 @@ def _below(db: sqlite3.Connection, prefix: str) -> dict[str, bytes]:
         "SELECT key, value FROM item WHERE key >= ? AND key < ?", (prefix, f"{prefix}\x7f")
     )
     return dict(rows.fetchall())
+
+
+def _sound(kept: Kept) -> Kept:
+    """Gives it back if it is of the types that were written; SQLite keeps any type anywhere.
+
+    Raises:
+        sqlite3.DatabaseError: It is not.
+    """
+    values = all(isinstance(value, bytes) for value in kept.items.values())
+    if not values or not isinstance(kept.revision, int | None):
+        raise sqlite3.DatabaseError("a value or a revision is of another type")
+    return kept
 
 
 def _same(one: str, other: str) -> bool:

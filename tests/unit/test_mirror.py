@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import time
@@ -13,6 +14,7 @@ import pytest
 from pyvxlan.daemon.kv.mirror import Kept, Mirror
 
 URL = "etcd://h1:2379,h2:2379"
+PAGE_BYTES = 4096
 
 
 async def reopened(mirror: Mirror, url: str = URL) -> Mirror:
@@ -151,6 +153,75 @@ async def test_damaged_mirror_is_begun_anew(
     mirror = await reopened(mirror)
     assert mirror.take("net/") == Kept({"net/a": b"1"}, 1)
     assert ("mirror begun anew" in caplog.text) == bool(content)
+    await mirror.close()
+
+
+async def test_page_that_is_damaged_leaves_no_prefix_with_a_part_of_its_keys(path: Path) -> None:
+    """Else a watch would go on from the revision, and what is missing would never be told."""
+    keys = {
+        prefix: {f"{prefix}{number:03}": b"x" * 200 for number in range(60)}
+        for prefix in ("ep/1/", "net/", "vtep/")
+    }
+    mirror = await Mirror.open(path, URL)
+    for prefix, items in keys.items():
+        mirror.replace(prefix, items, 7)
+    await mirror.close()
+    whole, known = path.read_bytes(), 0
+    for offset in range(0, len(whole), PAGE_BYTES):
+        path.write_bytes(whole[:offset] + b"\xff" * PAGE_BYTES + whole[offset + PAGE_BYTES :])
+        mirror = await Mirror.open(path, URL)
+        for prefix in list(mirror.prefixes):
+            kept = mirror.take(prefix)
+            assert kept == Kept(keys[prefix], 7)
+            mirror.change(prefix, f"{prefix}new", b"1", 8)
+        mirror = await reopened(mirror)
+        for prefix in list(mirror.prefixes):
+            known += 1
+            assert mirror.take(prefix) == Kept({**keys[prefix], f"{prefix}new": b"1"}, 8)
+        await mirror.close()
+    assert len(whole) >= 10 * PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE fact SET value = 'yesterday' WHERE name = 'seen'",
+        "UPDATE item SET value = 'text'",
+        "UPDATE item SET value = 5",
+        "UPDATE prefix SET revision = 'text'",
+        "ALTER TABLE fact RENAME COLUMN name TO nome",
+        "PRAGMA user_version = 7",
+    ],
+)
+async def test_mirror_that_is_no_longer_as_it_was_written_is_begun_anew(
+    path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mirror = await Mirror.open(path, URL)
+    mirror.replace("net/", {"net/a": b"1"}, 1)
+    mirror.mark(in_step=True)
+    await mirror.close()
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(damage)
+    mirror = await Mirror.open(path, URL)
+    kept = mirror.take("net/")
+    assert kept is None
+    assert "mirror begun anew" in caplog.text
+    await mirror.close()
+
+
+async def test_mirror_that_can_not_be_written_is_told_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pyvxlan.daemon.kv.mirror.RETRY_S", 0.01)
+    path.mkdir()
+    mirror = await Mirror.open(path, URL)
+    mirror.replace("net/", {"net/a": b"1"}, 1)
+    await asyncio.sleep(0.3)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "mirror not written, tried again" in told
+    path.rmdir()
+    mirror = await reopened(mirror)
+    assert mirror.take("net/") == Kept({"net/a": b"1"}, 1)
     await mirror.close()
 
 
