@@ -8,12 +8,13 @@ Secrets stand in files that the URL names, never in the URL: it is shown by `ps`
 from __future__ import annotations
 
 import re
+import stat
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pyvxlan.daemon.config import suggestion
 from pyvxlan.daemon.errors import ConfigError
@@ -119,6 +120,11 @@ def parse_url(text: str) -> StoreUrl:
         raise ConfigError(f"store {_public(text)!r} is of no kind that pyvxlan knows: {hint}")
     if fragment:
         raise ConfigError(f"store {_public(text)!r}: there is nothing for #{fragment}")
+    if members.endswith(":") and path.startswith("//"):
+        raise ConfigError(
+            f"store {_public(text)!r}: write one scheme, before the first member alone, as in "
+            f"{EXAMPLES[kind.partition('+')[0]]}"
+        )
     if "@" in members:
         raise ConfigError(
             f"store {_public(text)!r}: name the user with ?user=NAME and the password's file with "
@@ -168,19 +174,28 @@ def sqlite_path(url: str) -> Path:
 def read_secret(path: Path, what: str) -> str:
     """Reads a password or token from its file; one newline at the end is not part of it.
 
+    The file is read again whenever the secret is needed, so it can't be a pipe.
+
     Raises:
-        ConfigError: The file can't be read, is empty, or others may read it.
+        ConfigError: The file can't be read, is empty, holds more, or others may read it.
     """
     try:
         mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise ConfigError(f"{what} file {path} can't be read: it is no regular file")
         secret = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"{what} file {path} can't be read: {reason}") from error
     if mode & 0o077:
         raise ConfigError(f"{what} file {path} may be read by others: chmod 600 {path}")
-    if not secret or "\n" in secret:
-        raise ConfigError(f"{what} file {path} must hold the {what} alone, on one line")
+    if not secret:
+        raise ConfigError(f"{what} file {path} is empty: it must hold the {what}")
+    if not secret.isprintable():
+        raise ConfigError(
+            f"{what} file {path} must hold the {what} alone, on one line, no byte order mark "
+            "and no control characters"
+        )
     return secret
 
 
@@ -199,6 +214,8 @@ def _member(part: str, default_port: int, text: str) -> Member:
             )
     elif ":" in part:
         host, _, port_text = part.rpartition(":")
+        if ":" in host and not re.fullmatch("[0-9A-Fa-f:.]+", part):
+            raise ConfigError(f"store {text!r}: members are parted by commas, unlike {part!r}")
         if ":" in host:
             raise ConfigError(
                 f"store {text!r}: member {part!r}: write an IPv6 address in brackets, [fd00::1]"
@@ -246,7 +263,9 @@ def _prefix(path: str, text: str) -> str:
 def _options(kind: str, query: str, text: str) -> Mapping[str, Path | str | bool]:
     known = OPTIONS[kind]
     found: dict[str, Path | str | bool] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
+    for part in filter(None, query.split("&")):
+        # Not `parse_qsl`, for which a plus is a space, as forms have it and URLs do not.
+        name, _, value = map(unquote, part.partition("="))
         where = f"store {_public(text)!r}: option {name}"
         if name not in known:
             near = CREDENTIALS[kind] if name in SECRETS else suggestion(name, sorted(known))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def test_options_are_files_and_names() -> None:
     assert (url.ca, url.cert, url.key) == (Path("/ca.pem"), Path("/c.pem"), Path("/k.pem"))
     assert (url.user, url.password_file) == ("me", Path("/pw"))
     assert parse_url("consul://h?tls=true&token-file=/t").token_file == Path("/t")
+    quoted = parse_url("etcd://h/a%2Fb/?ca=/a%20b+%26.pem&user=me+you&password-file=/pw")
+    assert (quoted.prefix, quoted.ca, quoted.user) == ("a/b", Path("/a b+&.pem"), "me+you")
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,10 @@ def test_options_are_files_and_names() -> None:
         (f"etcd://h:{'9' * 5000}", "port"),
         ("etcd://h1 h2", "'h1 h2' can't be a host's name"),
         ("etcd://h1;h2", "members are parted by commas"),
+        ("etcd://h1:2379;h2:2379", "parted by commas, unlike 'h1:2379;h2:2379'"),
+        ("etcd://http://h1:2379", "one scheme, before the first member alone, as in etcd://host1"),
+        ("etcd://h1:2379,etcd://h2:2379", "one scheme, before the first member alone"),
+        ("etcd+python-etcd3://http://h1:2379", "as in etcd://host1:2379,host2:2379"),
         ("etcd://a..b", "'a..b' can't be a host's name"),
         ("zk://-h", "'-h' can't be a host's name"),
         (f"consul://{'a' * 64}.b", "can't be a host's name"),
@@ -117,10 +124,29 @@ def test_secret_file_must_be_private_and_hold_one_line(tmp_path: Path) -> None:
         read_secret(path, "password")
     path.chmod(0o600)
     path.write_text("")
-    with pytest.raises(ConfigError, match="on one line"):
+    with pytest.raises(ConfigError, match="is empty"):
         read_secret(path, "password")
+    for more in ("hunter2\n\n", "hunter2\nmore", "\ufeffhunter2\n", "hunt\0er2"):
+        path.write_text(more)
+        with pytest.raises(ConfigError, match="on one line, no byte order mark") as refused:
+            read_secret(path, "password")
+        assert "hunt" not in str(refused.value)
     with pytest.raises(ConfigError, match="can't be read"):
         read_secret(tmp_path / "none", "password")
+
+
+def test_secret_is_read_of_a_regular_file_only(tmp_path: Path) -> None:
+    """A pipe would stop the daemon until somebody writes to it; no device shall become private."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for path in (pipe, tmp_path, Path("/dev/null")):
+        with pytest.raises(ConfigError, match="is no regular file"):
+            read_secret(path, "password")
+    link = tmp_path / "link"
+    link.symlink_to("pw")
+    (tmp_path / "pw").touch(mode=0o600)
+    (tmp_path / "pw").write_text("two words\r\n")
+    assert read_secret(link, "password") == "two words"
 
 
 def test_every_kind_that_a_url_may_name_has_its_client() -> None:
