@@ -578,6 +578,19 @@ def _object(value: bytes) -> Json:
     return record
 
 
+def newer_version(value: bytes) -> int | None:
+    """Gives the version of a record that a newer pyvxlan has written; None of any other value.
+
+    Such a record may be read all the same. If it can't, an upgrade is the remedy, and no hand that
+    corrects or removes it.
+    """
+    with contextlib.suppress(InvalidError):
+        version = _record(value)["v"]
+        if isinstance(version, int) and version > VERSION:
+            return version
+    return None
+
+
 def _record(value: bytes) -> Json:
     record = _object(value)
     _integer(record, "v", 1, 2**31)

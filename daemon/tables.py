@@ -17,6 +17,7 @@ from typing import Generic, TypeAlias, TypeVar
 from pyvxlan.daemon.errors import InvalidError
 from pyvxlan.daemon.kv import Event, Live, Put, Removal, Snapshot, Stale
 from pyvxlan.daemon.kv.store import Revision
+from pyvxlan.daemon.records import newer_version
 
 log = logging.getLogger(__name__)
 
@@ -187,12 +188,13 @@ class Table(Watched, Generic[T]):
             parsed = self._parse(self._id(key), value)
         except InvalidError as error:
             if self.invalid.get(key) != str(error):
-                log.warning(
-                    "store record skipped key=%s cause=%s: correct or remove it; if it is not "
-                    "pyvxlan's, give the store's URL a prefix of its own",
-                    key,
-                    error,
+                remedy = (
+                    "a newer pyvxlan has written it, upgrade this one"
+                    if newer_version(value)
+                    else "correct or remove it; if it is not pyvxlan's, give the store's URL a "
+                    "prefix of its own"
                 )
+                log.warning("store record skipped key=%s cause=%s: %s", key, error, remedy)
             self.invalid[key] = str(error)
             return None
         self.invalid.pop(key, None)

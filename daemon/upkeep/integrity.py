@@ -28,6 +28,8 @@ class Parsed:
     config: records.ClusterConfig = field(default_factory=records.ClusterConfig)
     invalid: dict[str, str] = field(default_factory=dict)
     """What is wrong, by key."""
+    newer: set[str] = field(default_factory=set)
+    """Those among these keys that a newer pyvxlan has written."""
 
 
 def parse(values: Values) -> Parsed:
@@ -38,6 +40,8 @@ def parse(values: Values) -> Parsed:
             _read(parsed, key, value)
         except InvalidError as error:
             parsed.invalid[key] = str(error)
+            if records.newer_version(value):
+                parsed.newer.add(key)
     return parsed
 
 
@@ -48,8 +52,17 @@ def examine(values: Values) -> list[Finding]:
         values: All of the store, by key, as of one moment.
     """
     parsed = parse(values)
+    newer = {key: parsed.invalid[key] for key in parsed.newer}
+    wrong = {key: why for key, why in parsed.invalid.items() if key not in newer}
     findings = [
-        _finding("records", "error", "not valid", _with_reasons(parsed.invalid), REPAIR),
+        _finding("records", "error", "not valid", _with_reasons(wrong), REPAIR),
+        _finding(
+            "records",
+            "error",
+            "of a newer version",
+            _with_reasons(newer),
+            "upgrade this pyvxlan",
+        ),
         _finding("claims", "error", "claims without owner", _dangling(parsed), REPAIR),
         _finding("claims", "error", "owners without their claim", _unclaimed(parsed), REPAIR),
         _finding("claims", "error", "held by more than one", _contested(parsed), REPAIR),

@@ -46,6 +46,13 @@ def test_record_that_is_not_valid_is_named_with_the_reason(key: str) -> None:
     assert found(values)[0].startswith(f"records: not valid (1): {key} (not JSON")
 
 
+def test_record_of_a_newer_version_is_not_to_be_deleted() -> None:
+    key = f"net/{'9' * 32}"
+    (told,) = found(stored.cluster() | ALIVE | {key: b'{"v":2,"name":"newer"}'})
+    assert told.startswith(f"records: of a newer version (1): {key} (field vni")
+    assert told.endswith("; upgrade this pyvxlan")
+
+
 def test_claim_of_nobody_is_named() -> None:
     key = records.network_name_key("ghost")
     values = stored.cluster() | ALIVE | {key: records.emit(hex_id(0x99))}

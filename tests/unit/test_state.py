@@ -151,6 +151,16 @@ async def test_invalid_records_are_left_out_and_warned_of_once(
     assert set(state.invalid) == {"host/nonsense", "cfg"}
 
 
+async def test_record_of_a_newer_version_asks_for_an_upgrade(
+    store: MemoryStore, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = records.network_key("d" * 32)
+    await store.txn([], [Write(bad, b'{"v":2,"name":"newer"}')])
+    await state.start()
+    (told,) = [line for line in caplog.messages if bad in line]
+    assert told.endswith(": a newer pyvxlan has written it, upgrade this one")
+
+
 async def test_record_that_becomes_invalid_is_withdrawn(store: MemoryStore, state: State) -> None:
     await publish(store, network(1))
     await state.start()
