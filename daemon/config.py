@@ -385,8 +385,9 @@ def _advertise(value: Value) -> str | None:
         address = ip_address(text)
     except ValueError:
         if not re.fullmatch(r"[^\s/]{1,15}", text) or text[0].isdigit():
+            surplus = ", without a prefix length" if "/" in text else ""
             raise ValueError(
-                "must be an address of this host, or the name of an interface"
+                f"must be an address of this host, or the name of an interface{surplus}"
             ) from None
         return text
     refused = address.is_multicast or address.is_unspecified or address.is_loopback

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import socket
 from collections.abc import Iterable, Mapping
 
 from pyvxlan.daemon.errors import ConfigError
@@ -54,10 +56,36 @@ def mtu(found: Mapping[str, KernelLink], address: Address) -> int:
     Raises:
         ConfigError: No interface has it.
     """
-    for entry in found.values():
+    return found[holder(found, address)].link.mtu_bytes
+
+
+def holder(found: Mapping[str, KernelLink], address: Address) -> str:
+    """Name of the interface that holds an address.
+
+    Raises:
+        ConfigError: None does.
+    """
+    for name, entry in found.items():
         if any(held.ip == address for held in entry.link.addresses):
-            return entry.link.mtu_bytes
+            return name
     raise ConfigError(f"{address} is no address of this host; {_choice(found)}")
+
+
+def unusable(home: int, address: Address) -> bool:
+    """Tells whether the kernel keeps an address of the host's from use.
+
+    It does so with IPv6 addresses: until nobody on the link was found to have the same one, for
+    good if somebody was, and on a link that is down or has no carrier.
+    """
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with namespaces.inside(home), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+            return True
+    return False
 
 
 def advertised(found: Mapping[str, KernelLink], text: str | None) -> Address:
@@ -90,7 +118,7 @@ def _named(found: Mapping[str, KernelLink], text: str) -> Address:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(f"{text} is no address or interface; {_choice(found)}") from None
-    mtu(found, address)
+    holder(found, address)
     return address
 
 

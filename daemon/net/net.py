@@ -10,9 +10,11 @@ import asyncio
 import contextlib
 import errno
 import functools
+import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import ParamSpec, Protocol, TypeVar
 
 from pyvxlan.daemon.config import Settings
-from pyvxlan.daemon.errors import ConflictError, DaemonError, NetError, NotFoundError
+from pyvxlan.daemon.errors import ConfigError, ConflictError, DaemonError, NetError, NotFoundError
 from pyvxlan.daemon.model import Address, Interface, Sandbox, Surroundings
 from pyvxlan.daemon.net import gateway as gateway_bridge
 from pyvxlan.daemon.net import (
@@ -57,7 +59,11 @@ from pyvxlan.daemon.net.values import (
 P = ParamSpec("P")
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 THREADS = 2
+ADDRESS_S = 5.0
+"""How long the kernel may ask for an IPv6 address on its link; by default it takes 1 to 2 s."""
 _NETNS_NAME = re.compile(r"\d+-[0-9a-f]{10}")
 
 
@@ -154,8 +160,31 @@ class Net:
         return host.addresses(await self._host())
 
     async def detect_advertise(self, text: str | None) -> Address:
-        """Finds the underlay address; `text` is an address, an interface, or None."""
-        return host.advertised(await self._host(), text)
+        """Finds the underlay address; `text` is an address, an interface, or None.
+
+        Waits for a new IPv6 address while the kernel asks whether somebody on the link has it.
+
+        Raises:
+            ConfigError: There is none, no way to choose, or it can't be used.
+        """
+        found = await self._host()
+        address = host.advertised(found, text)
+        name = host.holder(found, address)
+        down = ""
+        if not found[name].link.up:
+            down = f"interface {name} is down: ip link set {name} up"
+        give_up_s = time.monotonic() + ADDRESS_S
+        while await self._run(f"use {address}", host.unusable, self._home, address):
+            if down or time.monotonic() > give_up_s:
+                why = down or (
+                    f"interface {name} has no carrier, or another host has this address: "
+                    f"ip address show {name}"
+                )
+                raise ConfigError(f"underlay address {address} can't be used, {why}")
+            await asyncio.sleep(ADDRESS_S / 50)
+        if down:
+            log.warning("underlay address can't be reached address=%s cause=%s", address, down)
+        return address
 
     async def carried(self) -> Mapping[str, Carried]:
         """What endpoints on this host have sent and received, by the outer ends of their pairs."""

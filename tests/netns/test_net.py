@@ -604,6 +604,36 @@ async def test_wrong_underlay_names_the_addresses_to_choose_from(net, text):
         await net.detect_advertise(text)
 
 
+async def test_new_ipv6_address_is_waited_for(net):
+    ip(HOME, "link", "set", "under1", "up")
+    ip(HOME, "addr", "add", "fd98::1/64", "dev", "under0")
+    assert "tentative" in ip(HOME, "addr", "show", "under0")
+    assert await net.detect_advertise("fd98::1") == ip_address("fd98::1")
+    with socket_in(HOME, socket.AF_INET6, socket.SOCK_DGRAM) as used:
+        used.bind(("fd98::1", 0))
+
+
+@pytest.mark.parametrize(
+    ("commands", "told"),
+    [
+        ([], "interface under0 has no carrier, or another host has this address"),
+        ([("link", "set", "under0", "down")], "interface under0 is down: ip link set under0 up"),
+    ],
+)
+async def test_ipv6_address_that_can_not_be_used_is_told(net, monkeypatch, commands, told):
+    monkeypatch.setattr("pyvxlan.daemon.net.net.ADDRESS_S", 0.2)
+    for words in (*commands, ("addr", "add", "fd98::1/64", "dev", "under0")):
+        ip(HOME, *words)
+    with pytest.raises(ConfigError, match=f"underlay address fd98::1 can't be used, {told}"):
+        await net.detect_advertise("fd98::1")
+
+
+async def test_interface_that_is_down_is_told_and_its_address_used(net, caplog):
+    ip(HOME, "link", "set", "under0", "down")
+    assert await net.detect_advertise("under0") == ip_address("198.18.0.1")
+    assert "interface under0 is down: ip link set under0 up" in caplog.text
+
+
 async def test_two_addresses_and_no_default_route_are_not_obvious(net):
     ip(HOME, "addr", "add", "198.19.0.1/24", "dev", "under0")
     with pytest.raises(ConfigError, match="not obvious"):

@@ -77,6 +77,8 @@ def test_environment_may_name_the_file(tmp_path: Path) -> None:
         ("store = '/var/lib/store.db'", ["/var/lib/store.db", "write sqlite:///var/lib/store.db"]),
         ("advertise = '224.0.0.1'", ["224.0.0.1"]),
         ("advertise = '10.0.0.x'", ["10.0.0.x"]),
+        ("advertise = '10.0.0.1/24'", ["without a prefix length"]),
+        ("advertise = 'fe80::1%eth0'", ["must be an address that other hosts can reach"]),
         ("log_level = 'debgu'", ["debgu", "did you mean debug?"]),
         ("host_name = 'a b'", ["host_name", "a b"]),
         ("forwarder_user = ''", ["forwarder_user"]),
