@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kazoo.client import KazooClient
 from kazoo.protocol.states import ZnodeStat
+from kazoo.security import make_digest_acl
 
+from pyvxlan.daemon.clusterstore import probe
 from pyvxlan.daemon.errors import (
     ConfigError,
     StoreConflictError,
@@ -543,6 +545,30 @@ async def test_nodes_of_a_user_are_the_users_alone(lab: ZookeeperLab, secret: Pa
     assert found["password"].level == "warning"
     for made in (owner, wrong, nobody):
         await made.close()
+
+
+async def test_documented_rights_suffice(lab: ZookeeperLab, secret: Path) -> None:
+    """On the prefix alone, and not that of giving rights; nothing above it may even be read."""
+    administrator = make_digest_acl("administrator", "x", all=True)
+    user = make_digest_acl("pyvxlan", "a secret", create=True, delete=True, read=True, write=True)
+    admin = KazooClient(lab.members, auth_data=[("digest", "administrator:x")])
+    await asyncio.to_thread(admin.start)
+    await asyncio.to_thread(admin.create, f"/{lab.prefix}", acl=[administrator])
+    await asyncio.to_thread(admin.create, f"/{lab.prefix}/v1", acl=[administrator, user])
+    guarded = ZookeeperLab(lab.members, f"{lab.prefix}/v1", f"user=pyvxlan&password-file={secret}")
+    store = await guarded.open()
+    await probe(store)
+    mirror = Mirror(store, "")
+    await store.txn([Check("a/b", ABSENT)], [Write("a/b", b"1"), Write("c", b"2")])
+    await mirror.until(lambda: mirror.values == {"a/b": b"1", "c": b"2"})
+    await store.txn([Check("a/b", PRESENT)], [Delete("a/b"), Write("c", b"3")])
+    await mirror.until(lambda: mirror.values == {"c": b"3"})
+    await mirror.stop()
+    found = {finding.what: finding.level for finding in (await store.health()).findings}
+    assert found["permissions"] == "ok"
+    await guarded.close()
+    await asyncio.to_thread(admin.stop)
+    await asyncio.to_thread(admin.close)
 
 
 async def test_server_that_wants_a_login_tells_so(tmp_path: Path, secret: Path) -> None:

@@ -291,7 +291,14 @@ class ZookeeperStore:
         }
 
     async def _ensure(self, link: Link, path: str) -> None:
-        """Makes a directory, and those above it."""
+        """Makes a directory, and those above it, unless it is there.
+
+        One that is there is not made once more: a user who may not make nodes beside it would be
+        refused, instead of being told that it exists.
+        """
+        (stat,) = await link.ask(Exists(path, None))
+        if readable(stat, self._access, path):
+            return
         create = Create(path, b"", self._access.acl, PERSISTENT)
         failure = await link.commit([create])
         if failure and isinstance(failure.error, NoNodeError):
