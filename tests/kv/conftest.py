@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -45,6 +46,24 @@ REMOTES: Mapping[str, Callable[..., Server]] = {
 if KIND == "etcd+python-etcd3":
     # Its environment has no other client, and what the other stores do was tested in theirs.
     LABS, REMOTES = {"etcd": LABS["etcd"]}, {"etcd": EtcdServer}
+
+
+LONGEST_S = 300
+"""No test takes a third of it, on two cores that do other things as well."""
+
+
+@pytest.fixture(autouse=True)
+def ending() -> Iterator[None]:
+    """Fails a test that waits for ever, so that its servers are ended, and others have a turn."""
+
+    def ring(_number: int, _frame: object) -> None:
+        pytest.fail(f"not over within {LONGEST_S} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(LONGEST_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(scope="session")

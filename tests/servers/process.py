@@ -110,7 +110,10 @@ class Server(ABC):
         return ["nsenter", f"--net=/run/netns/{self.netns}", "--"] if self.netns else []
 
     def start(self, *, wait: bool = True) -> None:
-        """Starts it on the data that is there; returns when it serves."""
+        """Starts it on the data that is there; returns when it serves.
+
+        One that does not serve is ended, since whoever starts it in a `with` can't.
+        """
         assert self.process is None, "already started"
         self.data.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
@@ -123,7 +126,11 @@ class Server(ABC):
                 start_new_session=True,
             )
         if wait:
-            self.wait()
+            try:
+                self.wait()
+            except BaseException:
+                self.kill()
+                raise
 
     def wait(self) -> None:
         """Returns when it serves."""
