@@ -49,7 +49,7 @@ if KIND == "etcd+python-etcd3":
 
 
 LONGEST_S = 300
-"""No test takes a third of it, on two cores that do other things as well."""
+"""A test that takes so long waits for what never comes."""
 
 
 @pytest.fixture(autouse=True)
