@@ -10,10 +10,11 @@ import pytest
 
 import pyvxlan
 from pyvxlan import Engine, ForwardingTable, MalformedError, capture_sockets, open_underlay
+from tests.servers.process import free_port
 from tests.unit.library.frames import DESTINATION, UDP4
 
 VTEP = "198.18.0.2"
-PORT = 47892
+PORT = free_port()
 
 
 @pytest.fixture

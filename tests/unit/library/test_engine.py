@@ -24,12 +24,15 @@ from pyvxlan import (
     parse_mac,
     receive_offload,
 )
+from tests.servers.process import free_port
 from tests.unit.library.frames import DESTINATION
+
+PORT = free_port()
 
 
 @pytest.fixture
 def engine():
-    with Engine(open_underlay("127.0.0.1", 47891, workers=2, send_sockets=2), workers=2) as engine:
+    with Engine(open_underlay("127.0.0.1", PORT, workers=2, send_sockets=2), workers=2) as engine:
         yield engine
 
 
@@ -53,7 +56,7 @@ def test_idle_time_of_a_worker_grows_while_it_waits(engine):
 def test_closing_an_engine_frees_its_port_and_can_be_repeated(engine):
     engine.close()
     engine.close()
-    with Engine(open_underlay("127.0.0.1", 47891, send_sockets=1)) as again:
+    with Engine(open_underlay("127.0.0.1", PORT, send_sockets=1)) as again:
         assert again.workers == 1
 
 
@@ -64,8 +67,8 @@ def test_a_closed_engine_says_so(engine):
 
 
 def test_a_port_that_is_taken_is_named_with_the_remedy(engine):
-    with pytest.raises(OSError, match="47891"):
-        open_underlay("127.0.0.1", 47891)
+    with pytest.raises(OSError, match=str(PORT)):
+        open_underlay("127.0.0.1", PORT)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +205,7 @@ def test_an_engine_that_runs_out_of_descriptors_leaves_none_and_no_thread():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before, refused = held(), []
     for spare in range(30):
-        sockets = open_underlay("127.0.0.1", 47891, workers=2, send_sockets=2)
+        sockets = open_underlay("127.0.0.1", PORT, workers=2, send_sockets=2)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(sockets) + 1 + spare, hard))
         try:
             Engine(sockets, workers=2).close()
@@ -217,7 +220,7 @@ def test_an_engine_that_runs_out_of_descriptors_leaves_none_and_no_thread():
 
 def test_a_thousand_engines_leave_nothing_behind():
     def one() -> None:
-        with Engine(open_underlay("127.0.0.1", 47891, send_sockets=1)) as engine:
+        with Engine(open_underlay("127.0.0.1", PORT, send_sockets=1)) as engine:
             engine.attach(7, [os.open(os.devnull, os.O_RDONLY)], mtu_bytes=1450)
             engine.apply(7, {DESTINATION: "198.18.0.2"})
             with pytest.raises(OSError, match="descriptor 999999"):
@@ -270,7 +273,7 @@ def test_captures_have_a_limit(engine):
 
 def test_datagram_of_no_network_is_among_the_last_drops(engine):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        sender.sendto(bytes(20), ("127.0.0.1", 47891))
+        sender.sendto(bytes(20), ("127.0.0.1", PORT))
     deadline = time.monotonic() + 10
     while not (drops := engine.recent_drops()):
         assert time.monotonic() < deadline
