@@ -805,7 +805,10 @@ async def test_keys_that_the_token_may_not_see_any_more_are_not_deleted(guarded:
 
 @pytest.mark.parametrize(
     ("mode", "content", "said"),
-    [(0o644, "x", "may be read by others: chmod 600"), (0o600, "", "the token alone, on one line")],
+    [
+        (0o644, "x", "may be read by others: chmod 600"),
+        (0o600, "", "is empty: it must hold the token"),
+    ],
 )
 async def test_token_file_is_looked_at_before_anything_is_asked(
     tmp_path: Path, mode: int, content: str, said: str
