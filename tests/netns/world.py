@@ -433,10 +433,15 @@ class World:
         directory = self.directory / f"server-{kind}"
         make = partial(SERVERS[kind], directory, address=SERVER_ADDRESS, netns=self.switch)
         server = inside(self.switch, make)
-        server.ready = partial(inside, self.switch, server.ready)  # type: ignore[method-assign]
+        for name in {"ready", "call"} & set(dir(server)):
+            # What talks to it must do so from here: elsewhere its address leads out of the machine.
+            setattr(server, name, self._on_the_switch(getattr(server, name)))
         self.servers.append(server)
         server.start()
         return server
+
+    def _on_the_switch(self, method: Callable[..., T]) -> Callable[..., T]:
+        return lambda *given, **named: inside(self.switch, partial(method, *given, **named))
 
     def cut(self, *hosts: Host) -> None:
         """Cuts hosts off from the servers without a sound; what hosts say to each other passes."""
