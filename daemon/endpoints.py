@@ -300,9 +300,11 @@ class Endpoints:
                 await self._store.txn(checks, ops)
             except StoreConflictError:
                 for claim in new - old:
-                    if taken := await self._store.get(claim):
+                    taken = await self._store.get(claim)
+                    owner = records.parse_claim(taken.value) if taken else endpoint.id
+                    if owner != endpoint.id:
                         network = (await self._networks.find(endpoint.network_id)).network
-                        holder = await self.describe(network, records.parse_claim(taken.value))
+                        holder = await self.describe(network, owner)
                         raise ConflictError(
                             f"name {after.name} is taken in network {network.name} by {holder}"
                         ) from None

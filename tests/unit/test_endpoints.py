@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -177,3 +178,21 @@ def counted_lists(node: Node) -> list[str]:
 
     node.store.list = counting  # type: ignore[method-assign]
     return listed
+
+
+async def test_two_who_give_an_endpoint_its_name_at_once_agree(
+    one: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await network(one)
+    made = await one.service.create_endpoint("n1", EndpointSpec())
+    get = one.store.get
+
+    async def slow(key: str) -> Item | None:
+        item = await get(key)
+        await asyncio.sleep(0)
+        return item
+
+    monkeypatch.setattr(one.store, "get", slow)
+    named = replace(made, name="web")
+    describe = one.service.registry.describe_anew
+    assert await asyncio.gather(describe(named), describe(named)) == [named, named]
