@@ -103,6 +103,7 @@ class Stream:
     """Ten pings a second out of a container, by address."""
 
     def __init__(self, host: DockerHost, container: str, target: str) -> None:
+        self._began = time.monotonic()
         self._process = subprocess.Popen(
             ["nsenter", f"--net=/proc/{host.pid_of(container)}/ns/net", "--",
              "ping", "-n", "-i", "0.1", target],
@@ -112,7 +113,8 @@ class Stream:
 
     def lost(self) -> int:
         """Ends it; gives how many were lost of the pings that were sent."""
-        time.sleep(0.5)
+        # A store is back and filled within less than a second.
+        time.sleep(max(0.5, self._began + 2 - time.monotonic()))
         self._process.send_signal(signal.SIGINT)
         printed, _ = self._process.communicate(timeout=10)
         summary = next(line for line in printed.splitlines() if "packets transmitted" in line)
