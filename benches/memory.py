@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
@@ -125,8 +126,9 @@ def _check_flat(start: list[float], under_load: list[list[float]]) -> None:
     for side, at_first in enumerate(start):
         rounds = [held[side] for held in under_load]
         assert max(rounds) <= at_first + BUFFERS_MB, f"{rounds} MB under load, {at_first} before"
-        for last in rounds[2:]:
-            assert last <= rounds[1] * GROWTH, f"memory grows under load: {rounds} MB"
+        # A worker that the first one covered gets its buffers when it serves itself: once.
+        grown = sum(after > before * GROWTH for before, after in pairwise(rounds))
+        assert grown <= 1, f"memory grows under load: {rounds} MB"
 
 
 def _flood(seconds: float) -> None:

@@ -364,6 +364,8 @@ class NameServers:
 
 def _linked(asked: str, links: Mapping[str, str]) -> str:
     """Puts the name in place of an asker's own alias, which a network's may follow."""
+    if whole := links.get(asked.lower()):
+        return whole
     alias, dot, network = asked.partition(".")
     name = links.get(alias.lower())
     return f"{name}{dot}{network}" if name else asked

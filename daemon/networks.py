@@ -193,7 +193,7 @@ class Networks:
         return SeenPools(await self._store.get(records.POOLS))
 
     async def lost(self, used: Mapping[Cidr, str]) -> Mapping[Cidr, Network]:
-        """Gives the subnets of networks that the store has lost and hosts are about to put back.
+        """Gives the subnets of networks that the store has lost and hosts may be about to put back.
 
         They are known here, the store does not have them as `used`, and nobody noted that they were
         removed. Whoever took one now would cut its network off.
@@ -504,7 +504,7 @@ class Networks:
                 if await self._store.get(records.gone_key(rival.id)) is None:
                     raise ConflictError(
                         f"network {rival.name} ({rival.id[:12]}) has this {what}, and the store "
-                        "has lost that; it is about to be put back: try again shortly"
+                        "has lost that; it may be put back: try again shortly"
                     )
 
     async def _set_state(self, item: Item, state: Literal["up", "down"]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Set
 
 from pyvxlan.daemon import records
 from pyvxlan.daemon.errors import (
@@ -67,6 +68,11 @@ class Refill:
     def due(self) -> bool:
         """Whether the store lacks something that this host may put back, or shows too much."""
         return bool(self._lacking() or self._forgotten() or self._returned() or self._lost_config())
+
+    @property
+    def returned(self) -> Set[str]:
+        """Ids of networks that an old store has brought back, and that are to be removed again."""
+        return frozenset() if self._foreign else self._state.returned
 
     async def refill(self) -> None:
         """Puts back what is missing, if it is this host's turn.
@@ -155,10 +161,8 @@ class Refill:
 
     def _returned(self) -> list[str]:
         """Networks to be removed again now."""
-        if self._foreign:
-            return []
         now = time.monotonic()
-        return [id_ for id_ in self._state.returned if now >= self._again.get(id_, (0, 0))[0]]
+        return [id_ for id_ in self.returned if now >= self._again.get(id_, (0, 0))[0]]
 
     def _shown(self, network_id: str) -> bool:
         return self._state.recorded(records.network_key(network_id))
@@ -188,7 +192,7 @@ class Refill:
             except (StoreConflictError, NotFoundError):
                 continue  # Another host was faster, or the note of its removal is on its way here.
             except ConflictError as error:
-                if self._state.returned:
+                if self.returned:
                     continue  # What is in its way is about to go.
                 self._given_up.add(network.id)
                 log.error("network not put back network=%s cause=%s", network.id, error)

@@ -141,9 +141,7 @@ class Repair:
         stored = await self._endpoints.owned(self._membership.host_id)
         failures: list[DaemonError] = []
         for endpoint_id, endpoint in list(self._local.records.items()):
-            if endpoint_id in self.joining:
-                continue
-            if endpoint_id not in self._local.endpoints:
+            if endpoint_id in self.joining or endpoint_id not in self._local.endpoints:
                 continue
             if endpoint_id in stored and self._in_place(endpoint):
                 self._fencing.pop(endpoint_id, None)
@@ -155,12 +153,20 @@ class Repair:
         for endpoint in self._outdated():
             await self._endpoints.revise(endpoint)
         for endpoint_id in self._local.withdrawn.keys() - stored.keys():
-            # It may be there all the same: somebody deleted what lists it as this host's.
-            await self.withdraw(self._local.withdrawn[endpoint_id])
+            # Its container may have started again meanwhile, and taken it back.
+            if leaving := self._local.withdrawn.get(endpoint_id):
+                try:
+                    # It may be there all the same: somebody deleted what lists it as this host's.
+                    await self.withdraw(leaving)
+                except DaemonError as error:
+                    failures.append(error)
         for endpoint_id, network_id in stored.items():
             if self._superfluous(endpoint_id):
                 log.warning("endpoint without sandbox removed endpoint=%s", endpoint_id)
                 await self._remove(network_id, endpoint_id)
+        self._fencing = {
+            id_: at for id_, at in self._fencing.items() if id_ in self._local.endpoints
+        }
         if failures:
             raise failures[0]
         await self._reclaim()
@@ -253,7 +259,7 @@ class Repair:
 
     def _in_place(self, endpoint: Endpoint) -> bool:
         """Whether the store has an endpoint's record, and in a network that is not to go."""
-        return self._shown(endpoint) and endpoint.network_id not in self._state.returned
+        return self._shown(endpoint) and endpoint.network_id not in self._refill.returned
 
     def _outdated(self) -> list[Endpoint]:
         """Local endpoints of which the store says something else: they were revived."""
@@ -296,7 +302,7 @@ class Repair:
         return sum(self._state.resyncs.values())
 
     async def _restore(self, endpoint: Endpoint) -> None:
-        removed = endpoint.network_id in self._state.returned
+        removed = endpoint.network_id in self._refill.returned
         if not removed and await self._endpoints.confirm(endpoint):
             return
         try:
@@ -314,6 +320,7 @@ class Repair:
                     await self._endpoints.give_way(endpoint)
             await self._fence(endpoint, error)
         else:
+            self._fencing.pop(endpoint.id, None)
             log.warning("endpoint restored endpoint=%s name=%s", endpoint.id, endpoint.name)
 
     async def _fence(self, endpoint: Endpoint, cause: DaemonError) -> None:

@@ -47,8 +47,10 @@ async def serving(app: web.Application, path: Path) -> AsyncIterator[None]:
         yield
     finally:
         _remove(path)
-        await asyncio.sleep(LATE_S)
-        await runner.cleanup()
+        try:
+            await asyncio.sleep(LATE_S)
+        finally:
+            await runner.cleanup()
 
 
 def _remove(path: Path) -> None:

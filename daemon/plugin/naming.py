@@ -6,10 +6,11 @@ for a while later.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence, Set
 
 from pyvxlan.daemon.errors import ConflictError, DaemonError, NotFoundError
 from pyvxlan.daemon.events import Events
@@ -50,8 +51,10 @@ class Naming:
         self._pairing = pairing
         self._handover = handover
         self._events = events
-        self._untold: dict[str, str] = {}
+        self._untold: dict[str, Set[str]] = {}
         """Containers whose names are not all published yet, and why."""
+        self._one_by_one = asyncio.Lock()
+        """What was learnt first is published first."""
         self._nameless_s: dict[str, float] = {}
         """Since when endpoints have no container that is known."""
 
@@ -85,6 +88,10 @@ class Naming:
 
     async def describe(self, container_id: str) -> None:
         """Publishes a container's names on each of our networks that it is on."""
+        async with self._one_by_one:
+            await self._describe(container_id)
+
+    async def _describe(self, container_id: str) -> None:
         why: list[str] = []
         try:
             container = await self._engine.container(container_id)
@@ -93,6 +100,7 @@ class Naming:
             return
         except DaemonError as error:
             log.info("names not learnt container=%s cause=%s", container_id[:12], error)
+            self._untold.setdefault(container_id, frozenset())
             return
         here = {local.engine_id: local for local in self._handover.endpoints}
         for gone in self._links.keys() - here.keys():
@@ -103,9 +111,10 @@ class Naming:
                 why += await self._publish_names(local, container, aliases)
         if not why:
             self._untold.pop(container_id, None)
-        elif self._untold.get(container_id) != why[0]:
-            self._untold[container_id] = why[0]
-            log.warning("names not published container=%s cause=%s", container_id[:12], why[0])
+            return
+        for text in set(why) - self._untold.get(container_id, frozenset()):
+            log.warning("names not published container=%s cause=%s", container_id[:12], text)
+        self._untold[container_id] = frozenset(why)
 
     async def _publish_names(
         self, local: LocalEndpoint, container: EngineContainer, aliases: Sequence[str]
@@ -115,7 +124,7 @@ class Naming:
         usable = [alias for alias in aliases if usable_name(alias) and alias not in known]
         await self._handover.note_ifname(local)
         why: list[str] = []
-        for name in (usable_name(container.name), ""):
+        for name in dict.fromkeys((usable_name(container.name), "")):
             try:
                 await self._handover.describe(
                     local,
@@ -127,7 +136,7 @@ class Naming:
             except ConflictError as error:
                 # Docker has given it the name all the same: it has its old one no more.
                 why.append(str(error))
-                if self._untold.get(container.id) != str(error):
+                if str(error) not in self._untold.get(container.id, ()):
                     self._events.note("name_refused", f"container {container.id[:12]}: {error}")
                 continue
             except DaemonError as error:

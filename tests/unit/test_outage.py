@@ -302,6 +302,35 @@ async def test_detached_record_goes_though_nothing_lists_it_as_this_hosts(
     keeper.cancel()
 
 
+async def test_container_that_starts_again_as_records_go_keeps_its_own(
+    one: Node, two: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await overlay(one, two)
+    more = await attached(one, "c2", name="more")
+    await one.until(lambda: more.id in one.state.endpoints[more.network_id])
+    one.store.lose("cable cut")
+    await one.until(lambda: not one.state.synced)
+    for name in ("on-one", "more"):
+        await one.service.detach(name)
+    withdrawn = set(one.local.withdrawn)
+    for endpoint_id in withdrawn:
+        endpoint = one.local.withdrawn[endpoint_id]
+        await two.store.txn([], [Delete(records.owned_key(endpoint))])
+    delete, gone = one.service.registry.delete, []
+
+    async def slow(endpoint: Endpoint) -> bool:
+        gone.append(endpoint.id)
+        for other in withdrawn - set(gone):
+            one.local.forget_withdrawn(other)  # as whoever takes it back does
+        return await delete(endpoint)
+
+    monkeypatch.setattr(one.service.registry, "delete", slow)
+    one.store.recover()
+    await one.until(lambda: one.state.synced)
+    await one.service.repair()
+    assert len(gone) == 1
+
+
 async def test_network_left_without_the_store_is_kept_until_it_is_back(
     one: Node, two: Node
 ) -> None:
