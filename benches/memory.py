@@ -40,7 +40,7 @@ BATCH = 50_000
 BUFFERS_MB = 16
 """What the workers' buffers, of which memory comes with the first use, may add to the start."""
 GROWTH = 1.05
-"""How much more there may be after the last round of load than after the second."""
+"""How much more there may be after a round of load than after the one before."""
 
 
 def main() -> int:
